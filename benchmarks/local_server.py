@@ -1,0 +1,117 @@
+"""Starts the real thing, as a user would, and stops it by its own process id."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+START_SECONDS = 240
+STOP_SECONDS = 90
+MODEL = "smollm2-135m-instruct"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def write_config(path: Path, port: int, args: dict[str, Any]) -> Path:
+    """The repository's serve_config.yaml with another port and `args` laid over its own."""
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    config["http_options"]["port"] = port
+    config["applications"][0]["args"].update(args)
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@dataclass
+class Server:
+    """A running server and how to reach it."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    log: Path
+    start_seconds: float = 0.0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, api_key: str = "unused", **options: Any) -> openai.OpenAI:
+        options = {"max_retries": 0, "timeout": 120.0} | options
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, **options)
+
+    def async_client(self, api_key: str = "unused", **options: Any) -> openai.AsyncOpenAI:
+        options = {"max_retries": 0, "timeout": 300.0} | options
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=api_key, **options)
+
+
+@contextlib.contextmanager
+def serving(
+    folder: Path, args: dict[str, Any], *, command: str = "up", environment: dict[str, str] | None = None
+) -> Iterator[Server]:
+    """`dflash-serve up` (command "up", or "up --plain") or `serve run` (command "run") until the block ends."""
+    port = free_port()
+    config = write_config(folder / "serve_config.yaml", port, args)
+    program = [str(BIN / "serve"), "run"] if command == "run" else [str(BIN / "dflash-serve"), *command.split()]
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "VLLM_"))}
+    variables |= {
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+    }
+    log = folder / "server.log"
+    started = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*program, str(config)],
+            cwd=ROOT,
+            env=variables | (environment or {}),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        server = Server(port, process, log)
+        _wait_until_healthy(server)
+        server.start_seconds = time.monotonic() - started
+        yield server
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(30)
+
+
+def _wait_until_healthy(server: Server) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            raise AssertionError(f"the server ended with {server.process.returncode}:\n{tail(server.log)}")
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{server.url}/health", timeout=2).status_code == 200:
+                return
+        time.sleep(0.25)
+    raise AssertionError(f"no answer after {START_SECONDS} s:\n{tail(server.log)}")
+
+
+def tail(path: Path, characters: int = 4000) -> str:
+    return path.read_text(errors="replace")[-characters:]

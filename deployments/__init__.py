@@ -1,0 +1,1 @@
+"""What runs in the Ray cluster: the application builder, the replica, routing and metrics export."""

@@ -1,0 +1,3 @@
+"""The application builder."""
+from typing import Any
+def check(args: dict[str, Any], *, http_host: str | None) -> None: ...

@@ -1,0 +1,78 @@
+"""The replica: Ray Serve LLM's server around one vLLM engine, with our gateway outermost and our metrics beside it."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ray import serve
+from ray.serve.llm import LLMConfig
+from ray.serve.llm.deployment import LLMServer
+
+from deployments.telemetry import Telemetry
+from dflash_serve import demo
+from dflash_serve.gateway import Gateway, GatewayConfig
+from dflash_serve.routing import IN_FLIGHT, REPORT_NUMBER
+from dflash_serve.speculation.acceptance import AcceptanceWindow
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+logger = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True)
+class ReplicaOptions:
+    """What a replica needs beyond Ray's LLMConfig."""
+
+    gateway: GatewayConfig
+    acceptance_window_seconds: float
+
+
+class DFlashServer(LLMServer):
+    """One vLLM engine with a DFlash drafter; serves vLLM's own OpenAI app behind our gateway.
+
+    The class is the application's ingress: requests reach `__serve_build_asgi_app__`'s app directly.
+    """
+
+    async def __init__(self, llm_config: LLMConfig, *, options: ReplicaOptions) -> None:
+        # imports vllm, which the machine that builds the application may lack
+        from dflash_serve.vllm_ext.stat_logger import engine_stats
+
+        self._options = options
+        self._reports = itertools.count()
+        self._gateway: Gateway | None = None
+        self._stats = engine_stats()
+        self._stats.window = AcceptanceWindow(options.acceptance_window_seconds)
+        self._telemetry = Telemetry(llm_config.model_id, serve.get_replica_context().replica_id.unique_id)
+        await super().__init__(with_local_models(llm_config))
+        self._telemetry.start(lambda: self._stats)
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        app = await super().__serve_build_asgi_app__()
+        self._gateway = Gateway(
+            app, self._options.gateway, model_id=self._llm_config.model_id, observe=self._telemetry.observe
+        )
+        return self._gateway
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """Polled by Serve's controller; what `LoadAwareRouter` ranks replicas by."""
+        stats = await super().record_routing_stats()
+        in_flight = self._gateway.in_flight if self._gateway is not None else 0
+        return stats | {IN_FLIGHT: in_flight, REPORT_NUMBER: next(self._reports)}
+
+
+def with_local_models(llm_config: LLMConfig) -> LLMConfig:
+    """The configuration with the bundled pair's names replaced by folders of this node, made when missing.
+
+    Ray caches a parsed engine configuration in the object that the builder made, hence a new object.
+    """
+    fields = llm_config.model_dump(exclude_unset=True)
+    loading = fields["model_loading_config"]
+    loading["model_source"] = getattr(demo,"resolve",lambda m:m)(loading["model_source"])
+    speculative = fields["engine_kwargs"].get("speculative_config")
+    if speculative:
+        speculative["model"] = getattr(demo,"resolve",lambda m:m)(speculative["model"])
+    return LLMConfig(**fields)

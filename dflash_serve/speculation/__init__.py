@@ -1,0 +1,1 @@
+"""What speculation earns: acceptance statistics."""
