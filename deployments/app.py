@@ -1,3 +1,88 @@
-"""The application builder."""
+"""The application builder that serve_config.yaml names."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
 from typing import Any
-def check(args: dict[str, Any], *, http_host: str | None) -> None: ...
+
+import ray
+from ray import serve
+from ray.serve.deployment import Application
+
+from dflash_serve.settings import (
+    Cluster,
+    Resolved,
+    SettingsError,
+    check_engine_arguments,
+    llm_config_kwargs,
+    resolve,
+)
+
+logger = logging.getLogger("ray.serve")
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+NAMED_GPU = "accelerator_type:"
+
+
+def build(args: dict[str, Any]) -> Application:
+    """Ray Serve calls this with the application's `args`. Raises SettingsError when they are wrong."""
+    from ray.serve.llm import LLMConfig, build_llm_deployment
+
+    from deployments._upstream import DIRECT_STREAMING, attach_direct_streaming, http_host
+    from deployments.routing import request_router_config
+    from deployments.server import DFlashServer, ReplicaOptions
+
+    resolved = check(args, http_host=http_host(), cluster=cluster_now())
+    settings = resolved.settings
+    check_engine_arguments(settings.engine, _engine_argument_names())
+    logger.info("profile %s: %s", resolved.profile, resolved.reason)
+    llm_config = LLMConfig(**llm_config_kwargs(settings))
+    server = build_llm_deployment(
+        llm_config,
+        deployment_cls=serve.ingress()(DFlashServer),
+        bind_kwargs={"options": ReplicaOptions.of(settings)},
+        override_serve_options={"request_router_config": request_router_config(settings.routing.policy)},
+    )
+    return attach_direct_streaming(server, llm_config) if DIRECT_STREAMING else server
+
+
+def check(args: dict[str, Any], *, http_host: str | None, cluster: Cluster | None = None) -> Resolved:
+    """Everything about `args` that can be told before an engine starts. Raises SettingsError.
+
+    Args:
+        http_host: The address that Serve's proxies listen on.
+        cluster: What the cluster offers; None, before there is one, takes a machine without GPUs.
+    """
+    resolved = resolve(args, cluster or Cluster(cpus=0, gpus={}))
+    auth = resolved.settings.auth
+    if not auth.has_keys and http_host not in LOOPBACK:
+        if auth.anonymous == "loopback":
+            raise SettingsError(
+                [
+                    f"auth: no API keys, and http_options.host is {http_host}; set auth.keys_env or auth.keys_file, "
+                    "or http_options.host: 127.0.0.1, or auth.anonymous: anywhere to serve whoever can connect"
+                ]
+            )
+        logger.warning("no API keys: whoever can connect to %s is served (auth.anonymous: anywhere)", http_host)
+    return resolved
+
+
+def cluster_now() -> Cluster:
+    """CPUs and GPUs of the Ray cluster that this process is connected to, by accelerator type."""
+    gpus: dict[str, int] = {}
+    for node in ray.nodes():
+        resources = node["Resources"]
+        if not node["Alive"] or not resources.get("GPU"):
+            continue
+        kinds = [name.removeprefix(NAMED_GPU) for name in resources if name.startswith(NAMED_GPU)]
+        kind = kinds[0] if kinds else ""
+        gpus[kind] = gpus.get(kind, 0) + int(resources["GPU"])
+    return Cluster(cpus=ray.cluster_resources().get("CPU", 0), gpus=gpus)
+
+
+def _engine_argument_names() -> set[str]:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.cli_args import FrontendArgs
+
+    return {field.name for arguments in (AsyncEngineArgs, FrontendArgs) for field in dataclasses.fields(arguments)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
@@ -13,8 +14,9 @@ from ray.serve.llm.deployment import LLMServer
 
 from deployments.telemetry import Telemetry
 from dflash_serve import demo
-from dflash_serve.gateway import Gateway, GatewayConfig
+from dflash_serve.gateway import Gateway, GatewayConfig, load_api_keys
 from dflash_serve.routing import IN_FLIGHT, REPORT_NUMBER
+from dflash_serve.settings.model import Auth, Limits, Settings
 from dflash_serve.speculation.acceptance import AcceptanceWindow
 
 if TYPE_CHECKING:
@@ -25,10 +27,28 @@ logger = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True)
 class ReplicaOptions:
-    """What a replica needs beyond Ray's LLMConfig."""
+    """What a replica needs beyond Ray's LLMConfig. Names where keys are, never keys: it is stored in the cluster."""
 
-    gateway: GatewayConfig
+    auth: Auth
+    limits: Limits
     acceptance_window_seconds: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> ReplicaOptions:
+        return cls(settings.auth, settings.limits, settings.metrics.acceptance_window_seconds)
+
+    def gateway_config(self) -> GatewayConfig:
+        """Reads the keys. Raises ValueError when there are none where they should be."""
+        return GatewayConfig(
+            api_keys=load_api_keys(self.auth.keys_env, Path(self.auth.keys_file) if self.auth.keys_file else None),
+            anonymous=self.auth.anonymous,
+            max_body_bytes=self.limits.max_body_bytes,
+            max_output_tokens=self.limits.max_output_tokens,
+            max_n=self.limits.max_n,
+            max_concurrent_requests=self.limits.max_concurrent_requests,
+            # Serve puts the same id there
+            set_request_id_header=False,
+        )
 
 
 class DFlashServer(LLMServer):
@@ -41,7 +61,8 @@ class DFlashServer(LLMServer):
         # imports vllm, which the machine that builds the application may lack
         from dflash_serve.vllm_ext.stat_logger import engine_stats
 
-        self._options = options
+        _log_beside_serve()
+        self._gateway_config = options.gateway_config()
         self._reports = itertools.count()
         self._gateway: Gateway | None = None
         self._stats = engine_stats()
@@ -53,7 +74,7 @@ class DFlashServer(LLMServer):
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         app = await super().__serve_build_asgi_app__()
         self._gateway = Gateway(
-            app, self._options.gateway, model_id=self._llm_config.model_id, observe=self._telemetry.observe
+            app, self._gateway_config, model_id=self._llm_config.model_id, observe=self._telemetry.observe
         )
         return self._gateway
 
@@ -71,8 +92,16 @@ def with_local_models(llm_config: LLMConfig) -> LLMConfig:
     """
     fields = llm_config.model_dump(exclude_unset=True)
     loading = fields["model_loading_config"]
-    loading["model_source"] = getattr(demo,"resolve",lambda m:m)(loading["model_source"])
+    loading["model_source"] = demo.resolve(loading["model_source"])
     speculative = fields["engine_kwargs"].get("speculative_config")
     if speculative:
-        speculative["model"] = getattr(demo,"resolve",lambda m:m)(speculative["model"])
+        speculative["model"] = demo.resolve(speculative["model"])
     return LLMConfig(**fields)
+
+
+def _log_beside_serve() -> None:
+    """Let our log lines, one a request among them, go where Serve's own go: the replica's file."""
+    ours = logging.getLogger("dflash_serve")
+    ours.handlers = logging.getLogger("ray.serve").handlers
+    ours.setLevel(logging.INFO)
+    ours.propagate = False

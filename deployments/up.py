@@ -32,6 +32,10 @@ SESSION = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
+    # a line a request must be there when one looks, not a thousand requests later
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+    # one machine has no load balancer that needs time to notice
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
 POLL_SECONDS = 0.5
 
@@ -65,6 +69,8 @@ def run(config_path: Path, *, address: str | None, plain: bool) -> int:
         while True:
             time.sleep(60)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         console.print("stopping: requests in flight may finish first")
         return 0
     finally:

@@ -162,7 +162,8 @@ class ResponseFilter:
             if content_type.startswith(b"text/event-stream"):
                 self._streaming = True
             else:
-                self._note_first_output()
+                if self._record.outcome == "ok":
+                    self._note_first_output()
                 if content_type.startswith(b"application/json"):
                     self._held = message
                     return
@@ -172,7 +173,8 @@ class ResponseFilter:
         if self._config.set_request_id_header:
             request_id = (b"x-request-id", self._record.request_id.encode())
             headers = [request_id, *(pair for pair in headers if pair[0].lower() != b"x-request-id")]
-        self._record.status = status
+        if self._record.outcome != "disconnected":  # else vLLM answers 200 to nobody
+            self._record.status = status
         self.started = True
         await self._send({**(message or {"type": "http.response.start"}), "status": status, "headers": headers})
 

@@ -60,9 +60,7 @@ class AcceptanceWindow:
         self._drop_old(now)
         total = AcceptanceCounts()
         for _, bucket in self._buckets:
-            total.add(
-                bucket.verifications, bucket.draft_tokens, bucket.accepted_tokens, bucket.accepted_per_position
-            )
+            total.add(bucket.verifications, bucket.draft_tokens, bucket.accepted_tokens, bucket.accepted_per_position)
         return total
 
     def _drop_old(self, now: float) -> None:

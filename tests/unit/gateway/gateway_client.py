@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,7 +64,7 @@ async def call(
     json_body: object = None,
     *,
     chunks: Iterable[bytes] = (),
-    headers: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | Sequence[tuple[str, str]] = (),
     client: tuple[str, int] | None = LOCAL,
     root_path: str = "",
     leave_after: int | None = None,
@@ -75,15 +75,16 @@ async def call(
         json_body: Sent as JSON with its content type and length; else `chunks` are sent as they are, without.
         leave_after: Disconnect once that many body messages have come; 0 disconnects while the request is sent.
     """
-    pairs = [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
+    given = headers.items() if isinstance(headers, Mapping) else headers
+    pairs = [(name.lower().encode(), value.encode("latin-1")) for name, value in given]
     if json_body is not None:
         text = json.dumps(json_body).encode()
         chunks = [text]
-        given = {name for name, _ in pairs}
+        names = {name for name, _ in pairs}
         pairs += [
             pair
             for pair in [(b"content-type", b"application/json"), (b"content-length", str(len(text)).encode())]
-            if pair[0] not in given
+            if pair[0] not in names
         ]
     scope = {
         "type": "http",
@@ -108,6 +109,7 @@ async def call(
     reply, gone = Reply(), asyncio.Event()
 
     async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0)
         if incoming:
             return incoming.pop(0)
         await gone.wait()

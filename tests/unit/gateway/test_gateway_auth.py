@@ -26,6 +26,13 @@ async def test_a_key_opens(headers: dict[str, str]) -> None:
     assert (await serve(keys=KEYS)(json_body=HELLO, headers=headers, client=REMOTE)).status == 200
 
 
+async def test_the_first_of_two_headers_counts_as_in_the_app() -> None:
+    served = serve(keys=KEYS)
+    right, wrong = ("authorization", "Bearer sk-first"), ("authorization", "Bearer wrong")
+    assert (await served(json_body=HELLO, headers=[right, wrong])).status == 200
+    assert (await served(json_body=HELLO, headers=[wrong, right])).status == 401
+
+
 @pytest.mark.parametrize(
     "headers",
     [

@@ -31,6 +31,11 @@ async def test_a_large_body_is_refused_by_its_declared_length(size: int, status:
         assert "1000 bytes" in reply.error["message"]
 
 
+async def test_a_declared_length_is_refused_before_the_body_comes() -> None:
+    reply = await serve(max_body_bytes=1000)(json_body=HELLO, headers={"content-length": "1001"})
+    assert reply.status == 413
+
+
 async def test_a_large_body_without_a_length_is_refused_while_it_comes() -> None:
     served = serve(max_body_bytes=1000)
     reply = await served(chunks=[b"x" * 400] * 3, headers={"content-type": "application/json"})

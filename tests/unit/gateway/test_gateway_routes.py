@@ -90,6 +90,7 @@ async def test_below_a_mount_point() -> None:
     served = serve()
     assert (await served("GET", "/llm/v1/models", root_path="/llm")).status == 200
     assert (await served("GET", "/v1/models", root_path="/llm")).status == 200  # as Starlette's router has it
+    assert (await served("GET", "/v1/models", root_path="/v")).status == 200
     assert (await served("GET", "/llmx/v1/models", root_path="/llm")).status == 404
     assert (await served("GET", "/llm/metrics", root_path="/llm")).status == 404
     assert (await served("GET", "/llm", root_path="/llm")).status == 404

@@ -9,7 +9,7 @@ from dflash_serve.training import generate
 from dflash_serve.training.generate import CachePool, greedy
 from dflash_serve.training.target import Target
 
-END = 40
+END = 46
 
 
 def hugging_face(model: LlamaForCausalLM, prompt: list[int], max_new_tokens: int) -> list[int]:
