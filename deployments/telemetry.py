@@ -32,7 +32,7 @@ class Telemetry:
         self._count(catalogue.REQUESTS, 1, outcome=record.outcome)
         if record.completion_tokens:
             self._count(catalogue.COMPLETION_TOKENS, record.completion_tokens)
-        if record.outcome == "ok" and record.ttft_seconds is not None:
+        if record.stream and record.outcome == "ok" and record.ttft_seconds is not None:
             self._metrics[catalogue.TTFT.name].observe(record.ttft_seconds, tags=self._tags)
         if record.acceptance_length is not None:
             self._metrics[catalogue.REQUEST_ACCEPTANCE_LENGTH.name].observe(record.acceptance_length, tags=self._tags)

@@ -47,7 +47,7 @@ COMPLETION_TOKENS = Metric("dflash_completion_tokens", "counter", "Tokens given 
 TTFT = Metric(
     "dflash_time_to_first_token_seconds",
     "histogram",
-    "From the request's arrival at the replica to its first output.",
+    "From a streamed request's arrival at the replica to its first output.",
     boundaries=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
 REQUEST_ACCEPTANCE_LENGTH = Metric(

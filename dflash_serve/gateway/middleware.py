@@ -94,8 +94,9 @@ class Gateway:
                 record.outcome = "disconnected"
             raise
         except Exception:
-            if response.client_left:
+            if response.client_left or record.outcome == "disconnected":
                 record.outcome = "disconnected"
+                logger.debug("request %s failed after its client had left", record.request_id, exc_info=True)
             else:
                 logger.exception("request %s failed", record.request_id)
                 if not await response.fail():

@@ -149,16 +149,18 @@ async def test_a_client_that_leaves_stops_the_app() -> None:
     assert served.gateway.in_flight == 0
 
 
-@pytest.mark.parametrize("answers_all_the_same", [False, True])
-async def test_a_client_that_leaves_before_the_answer_is_seen_by_the_app(answers_all_the_same: bool) -> None:
+@pytest.mark.parametrize("then", ["returns", "answers", "raises"])
+async def test_a_client_that_leaves_before_the_answer_is_seen_by_the_app(then: str) -> None:
     """As vLLM's `with_cancellation` does: it waits for the disconnect beside the work, then answers `null`."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         request = Request(scope, receive)
         assert json.loads(await request.body()) == HELLO
         assert (await receive())["type"] == "http.disconnect"
-        if answers_all_the_same:
+        if then == "answers":
             await JSONResponse(None)(scope, receive, send)
+        if then == "raises":
+            raise RuntimeError
 
     served = serve(app)
     incoming: list[Any] = [
@@ -170,7 +172,7 @@ async def test_a_client_that_leaves_before_the_answer_is_seen_by_the_app(answers
         return incoming.pop(0)
 
     async def send(message: Any) -> None:
-        assert answers_all_the_same
+        assert then == "answers"
 
     scope = {
         "type": "http",
