@@ -19,8 +19,9 @@ __all__ = ["DRAFTER", "PREFIX", "TARGET", "DemoError", "drafter_path", "ensure_t
 def drafter_path() -> Path:
     """Folder of the shipped drafter (config.json, model.safetensors). Raises DemoError when it was not installed."""
     folder = Path(__file__).parent / "drafter"
-    if not (folder / "model.safetensors").exists():
-        raise DemoError(f"the bundled drafter is missing from {folder}: reinstall dflash-serve")
+    missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
+    if missing:
+        raise DemoError(f"the bundled drafter lacks {' and '.join(missing)} in {folder}: reinstall dflash-serve")
     return folder
 
 

@@ -80,25 +80,39 @@ def model_config(reader: GGUFReader) -> dict[str, Any]:
 
 
 def write_weights(reader: GGUFReader, config: dict[str, Any], folder: Path, step: Step) -> None:
-    """Dequantise every tensor to bf16 and write model.safetensors."""
+    """Dequantise every tensor to bf16 and write model.safetensors. Raises OSError when the disk does not take it."""
     import numpy as np
     import torch
     from gguf.quants import dequantize
-    from safetensors.torch import save_file
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file  # safetensors.numpy knows no bf16
 
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     weights = {}
     for number, tensor in enumerate(reader.tensors, start=1):
+        name = weight_name(tensor.name)
         values = dequantize(tensor.data, tensor.tensor_type)
-        *layer, part, kind = tensor.name.split(".")
+        part = tensor.name.split(".")[-2]
         if part in heads:
             values = rotary_halves(values, heads[part])
-        name = f"model.layers.{layer[1]}.{LAYER_WEIGHTS[part]}" if layer else OTHER_WEIGHTS[part]
-        weights[f"{name}.{kind}"] = torch.from_numpy(np.array(values)).to(torch.bfloat16)
+        weights[name] = torch.from_numpy(np.array(values)).to(torch.bfloat16)
         step("dequantising", number / len(reader.tensors))
     step("writing", 0)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"model.safetensors: {error}") from None
     step("writing", 1)
+
+
+def weight_name(gguf_name: str) -> str:
+    """The Hugging Face name of a GGUF tensor. Raises ValueError for one that a plain Llama does not have."""
+    match gguf_name.split("."):
+        case ["blk", layer, part, "weight"] if part in LAYER_WEIGHTS:
+            return f"model.layers.{layer}.{LAYER_WEIGHTS[part]}.weight"
+        case [part, "weight"] if part in OTHER_WEIGHTS:
+            return f"{OTHER_WEIGHTS[part]}.weight"
+    raise ValueError(f"the GGUF file has a tensor that is not of a plain Llama: {gguf_name}")
 
 
 def rotary_halves(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -132,7 +146,7 @@ def write_tokenizer(reader: GGUFReader, folder: Path) -> None:
     kinds = _field(reader, "tokenizer.ggml.token_type")
     control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL_TOKEN]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
-    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     roles = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
     config = {f"{role}_token": tokens[_field(reader, f"tokenizer.ggml.{key}")] for role, key in roles.items()} | {
         "tokenizer_class": "PreTrainedTokenizerFast",

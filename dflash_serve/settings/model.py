@@ -2,87 +2,98 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from dflash_serve import demo
+from dflash_serve.hardware import ACCELERATORS, CPU, accelerator_named
 
-class SettingsError(ValueError):
-    """One line a problem: `field: what is wrong; how to mend it`."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
+"""A bucket URL (s3://, gs://, …); a hub name or a path has no scheme."""
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+    # strict: `max_n: true` is not 1, and "8" in quotes is not 8
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Speculation(_Section):
     mode: Literal["fixed", "off"] = "fixed"
     """`fixed`: every step drafts `num_draft_tokens`. `off`: autoregressive, no drafter is loaded."""
 
-    num_draft_tokens: int = Field(15, ge=1)
+    num_draft_tokens: int = Field(default=15, ge=1)
     """Draft tokens (K) that a verification checks; at most the drafter's `block_size` - 1."""
 
     attention_backend: str | None = None
     """The drafter's attention backend (vLLM's name); it must do non-causal attention. Null: vLLM chooses."""
 
     options: dict[str, Any] = {}
-    """Any further field of vLLM's `speculative_config`, such as `rejection_sample_method`."""
+    """Any further field of vLLM's `speculative_config`, such as `rejection_sample_method`: `standard` and `block` keep
+    the target's distribution, `synthetic` accepts at a given rate whatever was drafted, for load tests alone."""
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: object) -> object:
+        # YAML 1.1 reads a bare `off` as false
+        return "off" if value is False else value
 
 
 class Hardware(_Section):
-    accelerator: str = "cpu"
-    """`cpu`, or a GPU by Ray's name: B300, B200, H200, H100, …"""
+    accelerator: str = CPU
+    """`cpu`, or the GPU by Ray's name: B300, B200, H200, H100, …; `gpu` takes any GPU."""
 
-    gpus_per_replica: int = Field(1, ge=1)
-    """GPUs of one replica (tensor parallel size); not used on CPU."""
+    gpus_per_replica: int = Field(default=1, ge=1)
+    """GPUs of one replica, on one node (tensor parallel size); not used on CPU."""
 
-    cpus_per_replica: float = Field(1, gt=0)
-    """CPUs that Ray reserves for one replica; may be a fraction."""
+    cpus_per_replica: float = Field(default=1, gt=0)
+    """CPUs that Ray reserves for one replica; may be a fraction. A reservation, not a limit on threads."""
 
-    kv_cache_gib: float | None = Field(None, gt=0)
-    """CPU only: memory of one replica's KV cache in GiB (`VLLM_CPU_KVCACHE_SPACE`)."""
+    kv_cache_gib: int | None = Field(default=None, ge=1)
+    """CPU only: memory of one replica's KV cache in GiB (`VLLM_CPU_KVCACHE_SPACE`, which takes whole numbers). Null:
+    vLLM takes a large share of the machine's memory."""
 
-    omp_threads: int | None = Field(None, ge=1)
-    """CPU only: threads of one replica's engine."""
+    omp_threads: int | None = Field(default=None, ge=1)
+    """CPU only: threads of one replica's engine. Null: one a core."""
+
+    @field_validator("accelerator")
+    @classmethod
+    def _known_accelerator(cls, value: str) -> str:
+        known = accelerator_named(value)
+        if known is None:
+            raise ValueError(f"unknown accelerator; set one of {', '.join(ACCELERATORS)}")
+        return known
 
     @property
     def is_cpu(self) -> bool:
-        return self.accelerator == "cpu"
+        return self.accelerator == CPU
 
 
 class Autoscaling(_Section):
-    min_replicas: int = Field(1, ge=0)
+    min_replicas: int = Field(default=1, ge=0)
     """Replicas kept when idle. 0: the first request after a pause waits for a cold start."""
 
-    max_replicas: int = Field(1, ge=1)
-    """Most replicas, one an accelerator."""
+    max_replicas: int = Field(default=1, ge=1)
+    """Most replicas. Ray adds nodes for them only where its autoscaler runs."""
 
-    initial_replicas: int | None = Field(None, ge=0)
-    """Replicas at the start; null: `min_replicas`."""
+    initial_replicas: int | None = Field(default=None, ge=0)
+    """Replicas at the start. Null: `min_replicas`, but at least one."""
 
-    target_ongoing_requests: float = Field(24, gt=0)
-    """Requests in flight a replica above which another one starts, below which one stops."""
+    target_ongoing_requests: float = Field(default=24, gt=0)
+    """Requests in flight a replica, averaged, above which replicas are added and below which they are taken away."""
 
-    upscale_delay_s: float = Field(15, ge=0)
-    """Seconds that load must stay high."""
+    upscale_delay_s: float = Field(default=15, ge=0)
+    """Seconds that load must stay high before replicas are added."""
 
-    downscale_delay_s: float = Field(600, ge=0)
-    """Seconds that load must stay low."""
+    downscale_delay_s: float = Field(default=600, ge=0)
+    """Seconds that load must stay low before replicas are taken away; loading a model again is slow."""
 
-    @model_validator(mode="after")
-    def _bounds(self) -> Autoscaling:
-        if self.max_replicas < self.min_replicas:
-            raise ValueError(
-                f"max_replicas ({self.max_replicas}) is below min_replicas ({self.min_replicas}); raise the one or "
-                "lower the other"
-            )
-        return self
+    @property
+    def replicas_at_start(self) -> int:
+        return max(self.min_replicas, 1) if self.initial_replicas is None else self.initial_replicas
 
 
 class Routing(_Section):
@@ -92,31 +103,38 @@ class Routing(_Section):
 
 
 class Limits(_Section):
-    max_concurrent_requests: int = Field(128, ge=1)
+    max_concurrent_requests: int = Field(default=128, ge=1)
     """Requests in flight in one replica; above it clients get 429 with Retry-After."""
 
-    max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024)
+    max_body_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
     """Largest request body in bytes; above it 413."""
 
-    max_output_tokens: int | None = Field(None, ge=1)
+    max_output_tokens: int | None = Field(default=None, ge=1)
     """Most output tokens of a request, also of one that names none. Null: what the context leaves."""
 
-    max_n: int = Field(8, ge=1)
+    max_n: int = Field(default=8, ge=1)
     """Most choices (`n`) of a request."""
 
-    max_stream_seconds: float = Field(900, gt=0)
+    max_stream_seconds: float = Field(default=900, gt=0)
     """The longest that a request may run when its replica is being stopped: how long draining waits for it."""
 
 
 class Auth(_Section):
     keys_env: str | None = None
-    """Environment variable that holds the API keys, separated by commas or line breaks."""
+    """Name of the environment variable that holds the API keys, separated by commas or line breaks."""
 
     keys_file: str | None = None
-    """File that holds the API keys, one a line; read again when it changes."""
+    """Path of the file that holds the API keys, one a line; read again when it changes."""
 
     anonymous: Literal["loopback", "anywhere"] = "loopback"
     """Without keys: who is served. `loopback`: this machine alone. `anywhere`: anybody who can connect."""
+
+    @field_validator("keys_env")
+    @classmethod
+    def _is_a_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+            raise ValueError("must be the name of an environment variable, not the keys; set the keys in that variable")
+        return value
 
     @property
     def has_keys(self) -> bool:
@@ -124,18 +142,19 @@ class Auth(_Section):
 
 
 class Metrics(_Section):
-    acceptance_window_seconds: float = Field(60, ge=1)
+    acceptance_window_seconds: float = Field(default=60, ge=1)
     """Window of the acceptance-length gauge, in seconds."""
 
 
 class Settings(_Section):
     """Everything that may stand under `args`, `profile` apart."""
 
-    model_id: str | None = None
-    """The name that clients use; null: `target`."""
+    model_id: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@+-]*$")
+    """The name that clients use. Null: the target's hub name, or the last part of its path."""
 
     target: Annotated[str, Field(min_length=1)]
-    """The model: a Hugging Face name, a local folder, a bucket URL, or `demo:smollm2-135m-instruct`."""
+    """The model: a Hugging Face name, a local folder, a bucket URL, or `demo:smollm2-135m-instruct`. Another target
+    than the profile's needs its own `drafter`."""
 
     target_revision: str | None = None
     """Branch, tag or commit of the target on the hub; pin a commit in production."""
@@ -144,7 +163,7 @@ class Settings(_Section):
     """The target's DFlash drafter: a Hugging Face name, a local folder, or `demo:smollm2-135m-dflash`."""
 
     drafter_revision: str | None = None
-    """Branch, tag or commit of the drafter on the hub."""
+    """Branch, tag or commit of the drafter on the hub; pin a commit in production."""
 
     speculation: Speculation = Speculation()
     """How the drafter is used."""
@@ -168,87 +187,17 @@ class Settings(_Section):
     """What is measured."""
 
     engine: dict[str, Any] = {}
-    """Any vLLM engine argument, by its Python name."""
+    """Any vLLM engine argument, by its Python name, laid over the profile's; null takes out what the profile sets."""
 
     @property
     def served_name(self) -> str:
-        return self.model_id or self.target
+        """The name that clients use."""
+        if self.model_id is not None:
+            return self.model_id
+        if self.target.startswith(("/", ".")) or REMOTE.match(self.target):
+            return self.target.rstrip("/").rsplit("/", 1)[-1]
+        return self.target.removeprefix(demo.PREFIX)
 
     @property
     def speculates(self) -> bool:
         return self.speculation.mode != "off"
-
-
-MENDS = {
-    "api_key": "keys do not belong into a configuration; name the variable that holds them in auth.keys_env",
-    "auth.api_key": "keys do not belong into a configuration; name the variable that holds them in auth.keys_env",
-    "auth.api_keys": "keys do not belong into a configuration; name the variable that holds them in auth.keys_env",
-    "auth.keys": "keys do not belong into a configuration; name the variable that holds them in auth.keys_env",
-    "num_speculative_tokens": "it is speculation.num_draft_tokens here",
-    "speculative_config": "use drafter and speculation",
-    "model": "it is target here",
-}
-"""Settings that people try and that live elsewhere."""
-
-OWNED_ENGINE_ARGUMENTS = {
-    "model": "set target",
-    "tokenizer": "the target's is used",
-    "served_model_name": "set model_id",
-    "revision": "set target_revision",
-    "speculative_config": "set drafter and speculation",
-    "api_key": "name the variable that holds the keys in auth.keys_env",
-    "middleware": "the gateway is the middleware; see limits and auth",
-    "tensor_parallel_size": "set hardware.gpus_per_replica",
-    "override_generation_config.max_new_tokens": "set limits.max_output_tokens",
-}
-"""Engine arguments that other settings stand for, and which."""
-
-
-def parse(values: Mapping[str, Any]) -> Settings:
-    """Validate settings. Raises SettingsError with every problem."""
-    try:
-        settings = Settings.model_validate(values)
-    except ValidationError as error:
-        raise SettingsError([_explain(dict(problem)) for problem in error.errors()]) from None
-    problems = [
-        f"engine.{name}: not here; {mend}"
-        for name, mend in OWNED_ENGINE_ARGUMENTS.items()
-        if _has(settings.engine, name)
-    ]
-    if settings.speculates and settings.drafter is None:
-        problems.append("drafter: missing; name the target's DFlash drafter or set speculation.mode: off")
-    if settings.hardware.is_cpu and settings.hardware.gpus_per_replica != 1:
-        problems.append("hardware.gpus_per_replica: not used with accelerator: cpu; leave it out")
-    if not settings.hardware.is_cpu and settings.hardware.kv_cache_gib is not None:
-        problems.append("hardware.kv_cache_gib: for accelerator: cpu only; set engine.gpu_memory_utilization instead")
-    if problems:
-        raise SettingsError(problems)
-    return settings
-
-
-def _has(values: Mapping[str, Any], dotted: str) -> bool:
-    head, _, rest = dotted.partition(".")
-    if head not in values:
-        return False
-    return not rest or (isinstance(values[head], Mapping) and _has(values[head], rest))
-
-
-def _explain(problem: dict[str, Any]) -> str:
-    """One of pydantic's errors in our words."""
-    path = ".".join(str(part) for part in problem["loc"]) or "args"
-    if problem["type"] == "extra_forbidden":
-        return f"{path}: unknown setting; {MENDS.get(path) or _nearest(problem['loc'])}"
-    if problem["type"] == "missing":
-        return f"{path}: missing; set it, or name a profile that has it"
-    message = problem["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(problem["input"], dict) else f"; it is {problem['input']!r}"
-    return f"{path}: {message[0].lower()}{message[1:]}{given}"
-
-
-def _nearest(location: tuple[str | int, ...]) -> str:
-    section: Any = Settings
-    for part in location[:-1]:
-        section = section.model_fields[str(part)].annotation
-    names = list(section.model_fields) + (["profile"] if section is Settings else [])
-    close = difflib.get_close_matches(str(location[-1]), names, n=1)
-    return f"did you mean {close[0]}?" if close else f"known here: {', '.join(names)}"

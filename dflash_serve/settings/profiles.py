@@ -13,22 +13,17 @@ from typing import Any
 import yaml
 
 from dflash_serve import demo
-from dflash_serve.settings.model import Settings, SettingsError, parse
+from dflash_serve.hardware import Cluster, accelerator_named, choose_profile
+from dflash_serve.settings.model import Settings
+from dflash_serve.settings.parse import SettingsError, parse
 
 AUTO = "auto"
 DEFAULTS = "defaults"
-CPU_PROFILE = "smollm2-cpu"
-PROFILE_OF_GPU = {"B300": "gemma4-31b-b300", "B200": "gemma4-31b-b200", "H200": "gemma4-31b-h200"}
-"""Ray's accelerator type -> profile, best first: the order in which `auto` looks."""
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """What the Ray cluster offers now."""
-
-    cpus: float
-    gpus: Mapping[str, int]
-    """Accelerator type -> GPUs of it; the type is "" for GPUs that Ray cannot name."""
+BOUND_TO_TARGET = ("model_id", "target_revision", "drafter", "drafter_revision")
+"""What a profile says of its own target, and what is wrong for another one."""
+SECTIONS = frozenset(
+    name for name, field in Settings.model_fields.items() if not field.is_required() and field.default is not None
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,8 @@ def resolve(
     Args:
         args: What stands under `args` in serve_config.yaml.
         cluster: What there is, for `profile: auto`.
-        read_config: Gives a model's config.json, None when it is not to be had yet (on the hub, say).
+        read_config: Gives a model's config.json, None when it is not to be had yet (on the hub, say); raises
+            ValueError when the model cannot be used.
 
     Raises SettingsError with every problem found.
     """
@@ -62,34 +58,40 @@ def resolve(
     named = own.pop("profile", AUTO)
     if not isinstance(named, str):
         raise SettingsError([f"profile: must be a name or a path; it is {named!r}"])
-    name, reason = (
-        choose_profile(cluster, has_target="target" in own) if named == AUTO else (named, "named in the configuration")
-    )
-    values = merge(merge(_load(DEFAULTS), _load(name)), own)
-    settings = parse(values)
+    if named == AUTO:
+        name, profile, reason = _automatic(own, cluster)
+    else:
+        name, profile, reason = named, load_profile(named), "named in the configuration"
+    settings = parse(_engine_without_nulls(_lay_over(merge(load_profile(DEFAULTS), profile), own)))
     _check_block_size(settings, read_config or local_config)
     return Resolved(settings, name, reason)
 
 
-def choose_profile(cluster: Cluster, *, has_target: bool) -> tuple[str, str]:
-    """The profile for what the cluster offers, and the reason in words.
-
-    Raises SettingsError when there are GPUs that no profile knows and the configuration names no target either.
-    """
-    for accelerator, profile in PROFILE_OF_GPU.items():
-        if cluster.gpus.get(accelerator):
-            return profile, f"the cluster has {cluster.gpus[accelerator]} x {accelerator}"
-    if any(cluster.gpus.values()):
-        have = ", ".join(f"{count} x {kind or 'unknown GPU'}" for kind, count in cluster.gpus.items() if count)
-        if has_target:
-            return DEFAULTS, f"the cluster has {have}, for which no profile is bundled; target is set"
+def load_profile(name: str) -> dict[str, Any]:
+    """A bundled profile by name, or a YAML file by path. Raises SettingsError."""
+    if "/" in name or name.endswith((".yaml", ".yml")):
+        path: Any = Path(name)
+    else:
+        path = _folder() / f"{name}.yaml"
+        if not path.is_file():
+            known = [AUTO, *profile_names()]
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}, or the path of a YAML file"
+            raise SettingsError([f"profile: unknown profile {name!r}; {hint}"])
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         raise SettingsError(
-            [
-                f"profile: auto finds {have} and no profile for it (there are {', '.join(PROFILE_OF_GPU)}); "
-                "name a profile, or set target, drafter and hardware.accelerator"
-            ]
-        )
-    return CPU_PROFILE, f"the cluster has no GPU ({cluster.cpus:g} CPUs)"
+            [f"profile: there is no file {name}; give a path that the process which builds the application can read"]
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise SettingsError([f"profile: cannot read {name}: {why}; mend the file or its permissions"]) from None
+    except yaml.YAMLError as error:
+        raise SettingsError([f"profile: {name} is not YAML: {error}; mend the file"]) from None
+    if not isinstance(values, dict):
+        raise SettingsError([f"profile: {name} must hold settings by name, as the bundled profiles do"])
+    return values
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,50 +104,86 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def local_config(model: str) -> dict[str, Any] | None:
-    """config.json of a bundled or local model; None for one on the hub or in a bucket."""
+    """config.json of a bundled or local model; None for one that is elsewhere.
+
+    Raises ValueError when the model is here and has no readable config.json.
+    """
     if model == demo.DRAFTER:
-        folder = demo.drafter_path()
-    elif Path(model).is_dir():
-        folder = Path(model)
+        try:
+            folder = demo.drafter_path()
+        except demo.DemoError as error:
+            raise ValueError(str(error)) from None
     else:
-        return None
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        folder = Path(model)
+        if not folder.is_dir():
+            # on the hub, or on the nodes of the replicas alone
+            return None
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder} has no readable config.json; give the folder of a DFlash checkpoint")
     return config
+
+
+def _automatic(own: Mapping[str, Any], cluster: Cluster) -> tuple[str, dict[str, Any], str]:
+    """What `profile: auto` stands for: the profile's name, its values, and the reason."""
+    hardware = own.get("hardware")
+    wanted = hardware.get("accelerator") if isinstance(hardware, Mapping) else None
+    choice = choose_profile(cluster, accelerator_named(wanted) if isinstance(wanted, str) else None)
+    if choice.profile is not None:
+        return choice.profile, load_profile(choice.profile), choice.reason
+    if "target" not in own:
+        raise SettingsError(
+            [f"profile: auto finds {choice.reason}; name one, or set target and drafter to a pair that fits"]
+        )
+    return DEFAULTS, {"hardware": {"accelerator": choice.accelerator}}, f"{choice.reason}; target is set"
+
+
+def _lay_over(profile: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's settings on a profile's: another target takes nothing that belongs to the profile's target."""
+    base = dict(profile)
+    if own.get("target", base.get("target")) != base.get("target"):
+        for name in BOUND_TO_TARGET:
+            base.pop(name, None)
+    elif own.get("drafter", base.get("drafter")) != base.get("drafter"):
+        base.pop("drafter_revision", None)
+    # a section whose lines are all commented out reads as null
+    stated = {key: value for key, value in own.items() if value is not None or key not in SECTIONS}
+    return merge(base, stated)
+
+
+def _engine_without_nulls(values: dict[str, Any]) -> dict[str, Any]:
+    engine = values.get("engine")
+    if isinstance(engine, Mapping):
+        values["engine"] = {name: value for name, value in engine.items() if value is not None}
+    return values
 
 
 def _check_block_size(settings: Settings, read_config: Callable[[str], dict[str, Any] | None]) -> None:
     if not settings.speculates or settings.drafter is None:
         return
-    config = read_config(settings.drafter)
-    most = config["block_size"] - 1 if config and "block_size" in config else None
-    wanted = settings.speculation.num_draft_tokens
-    if most is not None and wanted > most:
+    try:
+        config = read_config(settings.drafter)
+    except ValueError as error:
+        raise SettingsError([f"drafter: {error}"]) from None
+    if config is None:
+        return
+    block_size = config.get("block_size")
+    if not isinstance(block_size, int) or block_size < 2:
         raise SettingsError(
-            [f"speculation.num_draft_tokens: {wanted} is more than the drafter's block allows; set {most} or less"]
+            [f"drafter: config.json of {settings.drafter} has no block_size; name a DFlash drafter (z-lab format)"]
+        )
+    wanted = settings.speculation.num_draft_tokens
+    if wanted >= block_size:
+        raise SettingsError(
+            [
+                f"speculation.num_draft_tokens: {wanted} is more than the drafter's block allows; "
+                f"set {block_size - 1} or less"
+            ]
         )
 
 
 def _folder() -> Any:
     return resources.files("dflash_serve") / "profiles"
-
-
-def _load(name: str) -> dict[str, Any]:
-    """A bundled profile by name, or a YAML file by path."""
-    if "/" in name or name.endswith((".yaml", ".yml")):
-        path: Any = Path(name)
-        if not path.is_file():
-            raise SettingsError([f"profile: there is no file {name}; give its path from the folder of the process"])
-    else:
-        path = _folder() / f"{name}.yaml"
-        if not path.is_file():
-            known = [AUTO, *profile_names()]
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}, or the path of a YAML file"
-            raise SettingsError([f"profile: unknown profile {name!r}; {hint}"])
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise SettingsError([f"profile: {name} is not YAML: {error}"]) from None
-    if not isinstance(values, dict):
-        raise SettingsError([f"profile: {name} must hold settings by name"])
-    return values

@@ -6,7 +6,9 @@ import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from dflash_serve.settings.model import Settings, SettingsError
+from dflash_serve.hardware import ANY_GPU
+from dflash_serve.settings.model import Settings
+from dflash_serve.settings.parse import SettingsError
 
 HEALTH_CHECK_PERIOD_SECONDS = 2
 HEALTH_CHECK_TIMEOUT_SECONDS = 20
@@ -27,17 +29,20 @@ def llm_config_kwargs(settings: Settings) -> dict[str, Any]:
     if hardware.is_cpu:
         kwargs["accelerator_config"] = {"kind": "cpu"}
         kwargs["placement_group_config"] = {"bundles": [{"CPU": hardware.cpus_per_replica}]}
-    else:
-        first = {"GPU": 1, "CPU": hardware.cpus_per_replica}
+        return kwargs
+    if hardware.accelerator != ANY_GPU:
         kwargs["accelerator_type"] = hardware.accelerator
-        kwargs["placement_group_config"] = {"bundles": [first] + [{"GPU": 1}] * (hardware.gpus_per_replica - 1)}
+    first = {"GPU": 1, "CPU": hardware.cpus_per_replica}
+    others = [{"GPU": 1} for _ in range(hardware.gpus_per_replica - 1)]
+    # tensor parallelism across nodes would be slower than one GPU
+    kwargs["placement_group_config"] = {"bundles": [first, *others], "strategy": "STRICT_PACK"}
     return kwargs
 
 
 def engine_kwargs(settings: Settings) -> dict[str, Any]:
     """vLLM's engine and front-end arguments."""
     arguments = dict(settings.engine)
-    if settings.target_revision:
+    if settings.target_revision is not None:
         arguments["revision"] = settings.target_revision
     if settings.hardware.gpus_per_replica > 1:
         arguments["tensor_parallel_size"] = settings.hardware.gpus_per_replica
@@ -58,9 +63,9 @@ def speculative_config(settings: Settings) -> dict[str, Any]:
     config = {
         "method": "dflash",
         "model": settings.drafter,
+        "revision": settings.drafter_revision,
         "num_speculative_tokens": speculation.num_draft_tokens,
         "attention_backend": speculation.attention_backend,
-        "revision": settings.drafter_revision,
     }
     return {name: value for name, value in config.items() if value is not None} | speculation.options
 
@@ -72,9 +77,7 @@ def deployment_config(settings: Settings) -> dict[str, Any]:
         "autoscaling_config": {
             "min_replicas": autoscaling.min_replicas,
             "max_replicas": autoscaling.max_replicas,
-            "initial_replicas": autoscaling.initial_replicas
-            if autoscaling.initial_replicas is not None
-            else max(autoscaling.min_replicas, 1),
+            "initial_replicas": autoscaling.replicas_at_start,
             "target_ongoing_requests": autoscaling.target_ongoing_requests,
             "upscale_delay_s": autoscaling.upscale_delay_s,
             "downscale_delay_s": autoscaling.downscale_delay_s,
@@ -94,24 +97,43 @@ def environment(settings: Settings) -> dict[str, str]:
         # bounds what the gateway does not parse
         "VLLM_MAX_N_SEQUENCES": str(settings.limits.max_n),
         "VLLM_NO_USAGE_STATS": "1",
+        # whatever a node's own environment says: no development endpoints, no adapters loaded by clients, and no
+        # redirect from an allowed media domain to another place
+        "VLLM_SERVER_DEV_MODE": "0",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
     }
     hardware = settings.hardware
     if hardware.is_cpu:
         # vLLM would bind each replica to the same cores
         variables["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         if hardware.kv_cache_gib is not None:
-            variables["VLLM_CPU_KVCACHE_SPACE"] = f"{hardware.kv_cache_gib:g}"
+            variables["VLLM_CPU_KVCACHE_SPACE"] = str(hardware.kv_cache_gib)
         if hardware.omp_threads is not None:
             variables["OMP_NUM_THREADS"] = str(hardware.omp_threads)
     return variables
 
 
 def check_engine_arguments(engine: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raises SettingsError for names that vLLM does not have, with the nearest that it has."""
+    """Raises SettingsError for names that vLLM does not have, with the nearest that it has.
+
+    Args:
+        engine: `Settings.engine`.
+        known: Fields of vLLM's AsyncEngineArgs and FrontendArgs.
+    """
+    _check_names("engine", engine, known, "see vLLM's engine arguments, with underscores")
+
+
+def check_speculation_options(options: Mapping[str, Any], known: Collection[str]) -> None:
+    """The same for `Settings.speculation.options`; `known`: fields of vLLM's SpeculativeConfig."""
+    _check_names("speculation.options", options, known, "see SpeculativeConfig of vLLM")
+
+
+def _check_names(section: str, values: Mapping[str, Any], known: Collection[str], otherwise: str) -> None:
     problems = []
-    for name in engine.keys() - set(known):
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else "see vLLM's engine arguments, with underscores"
-        problems.append(f"engine.{name}: vLLM has no such argument; {hint}")
+    for name in sorted(values.keys() - set(known)):
+        close = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
+        hint = f"did you mean {close[0]}?" if close else otherwise
+        problems.append(f"{section}.{name}: vLLM has no such argument; {hint}")
     if problems:
-        raise SettingsError(sorted(problems))
+        raise SettingsError(problems)

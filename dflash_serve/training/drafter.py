@@ -222,6 +222,9 @@ class DFlashDrafter(nn.Module):
         context = self.hidden_norm(self.fc(features))
         block_rotary = rotary_tables(block_positions, self.config.head_dim, self.config.rope_theta, block.dtype)
         context_rotary = rotary_tables(context_positions, self.config.head_dim, self.config.rope_theta, block.dtype)
+        if torch.is_grad_enabled() and not block.requires_grad:
+            # Else the first layer alone would have an input with no gradient, and be compiled apart from the others.
+            block = block.detach().requires_grad_()
         for layer in self.layers:
             block = layer(block, context, block_rotary, context_rotary, mask)
         return self.norm(block)

@@ -79,6 +79,7 @@ def default_capacity_tokens(target: Target) -> int:
     """Cache tokens that fill half of the free device memory (on a CPU: 65,536)."""
     if target.device.type != "cuda":
         return 65_536
+    torch.cuda.empty_cache()  # an earlier pool may still be held by the allocator
     config = target.config
     token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * target.dtype.itemsize
     return torch.cuda.mem_get_info(target.device)[0] // 2 // token_bytes

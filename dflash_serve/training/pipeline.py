@@ -219,7 +219,7 @@ def _profile(trainer: Trainer) -> None:
             trainer.optimizer.zero_grad(set_to_none=True)
         torch.cuda.synchronize()
     print(
-        profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=20, max_name_column_width=60),
+        profiler.key_averages().table(sort_by="self_device_time_total", row_limit=20, max_name_column_width=60),
         flush=True,
     )
 

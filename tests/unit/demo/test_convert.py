@@ -1,4 +1,4 @@
-"""GGUF -> Hugging Face, on a tiny model written here."""
+"""GGUF -> Hugging Face, on the tiny model of conftest.py."""
 
 from pathlib import Path
 
@@ -6,92 +6,18 @@ import gguf
 import numpy as np
 import pytest
 
-from dflash_serve.demo.convert import convert, rotary_halves
-
-HIDDEN, LAYERS, HEADS, KV_HEADS, FFN = 32, 2, 4, 2, 64
-TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "a", "b", "1", "2", "Ġ", "ab", "Ġa"]
-
-
-def llama_cpp_order(weight: np.ndarray, heads: int) -> np.ndarray:
-    """The two halves of each head's rotary rows, interleaved."""
-    rows, columns = weight.shape
-    halves = weight.reshape(heads, 2, rows // heads // 2, columns)
-    return halves.swapaxes(1, 2).reshape(rows, columns)
+from dflash_serve.demo.convert import convert, model_config, rotary_halves, weight_name
 
 
 @pytest.fixture(scope="module")
-def weights() -> dict[str, np.ndarray]:
-    random = np.random.default_rng(0)
-
-    def matrix(rows: int, columns: int) -> np.ndarray:
-        return random.normal(0, 0.1, (rows, columns)).astype(np.float32)
-
-    kv_rows = HIDDEN // HEADS * KV_HEADS
-    shapes = {
-        "self_attn.q_proj": (HIDDEN, HIDDEN),
-        "self_attn.k_proj": (kv_rows, HIDDEN),
-        "self_attn.v_proj": (kv_rows, HIDDEN),
-        "self_attn.o_proj": (HIDDEN, HIDDEN),
-        "mlp.gate_proj": (FFN, HIDDEN),
-        "mlp.up_proj": (FFN, HIDDEN),
-        "mlp.down_proj": (HIDDEN, FFN),
-    }
-    result = {
-        f"model.layers.{i}.{name}.weight": matrix(*shape) for i in range(LAYERS) for name, shape in shapes.items()
-    }
-    for i in range(LAYERS):
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            result[f"model.layers.{i}.{norm}.weight"] = np.ones(HIDDEN, np.float32)
-    result["model.norm.weight"] = np.ones(HIDDEN, np.float32)
-    result["model.embed_tokens.weight"] = matrix(len(TOKENS), HIDDEN)
-    return result
-
-
-@pytest.fixture(scope="module")
-def folder(weights: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("gguf")
-    writer = gguf.GGUFWriter(place / "tiny.gguf", "llama")
-    writer.add_block_count(LAYERS)
-    writer.add_context_length(128)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_feed_forward_length(FFN)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_rope_freq_base(100000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([3, 3, 3] + [1] * (len(TOKENS) - 3))
-    writer.add_token_merges(["a b", "Ġ a"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-    writer.add_pad_token_id(2)
-    writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    from dflash_serve.demo.convert import LAYER_WEIGHTS, OTHER_WEIGHTS
-
-    theirs = {ours: gguf_name for gguf_name, ours in (LAYER_WEIGHTS | OTHER_WEIGHTS).items()}
-    for name, value in weights.items():
-        parts = name.removesuffix(".weight").split(".")
-        if parts[1] == "layers":
-            part = theirs[".".join(parts[3:])]
-            heads = {"attn_q": HEADS, "attn_k": KV_HEADS}.get(part)
-            tensor = llama_cpp_order(value, heads) if heads else value
-            writer.add_tensor(f"blk.{parts[2]}.{part}.weight", np.ascontiguousarray(tensor))
-        else:
-            writer.add_tensor(f"{theirs['.'.join(parts)]}.weight", value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    out = place / "hf"
-    out.mkdir()
-    convert(place / "tiny.gguf", out, lambda what, share: None)
+def folder(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("hf")
+    convert(tiny_gguf, out, lambda what, share: None)
     return out
 
 
 def test_every_weight_comes_back(weights: dict[str, np.ndarray], folder: Path) -> None:
+    """Among them q and k, whose rows conftest.py mixes as llama.cpp does."""
     import torch
     from safetensors.torch import load_file
 
@@ -102,10 +28,24 @@ def test_every_weight_comes_back(weights: dict[str, np.ndarray], folder: Path) -
 
 
 def test_rotary_order_is_undone() -> None:
-    weight = np.arange(8 * 3, dtype=np.float32).reshape(8, 3)
-    mixed = llama_cpp_order(weight, 2)
-    assert not np.array_equal(mixed, weight)
-    assert np.array_equal(rotary_halves(mixed, 2), weight)
+    """Two heads of four rows, written out: GGUF has 0, 2, 1, 3 where Hugging Face has 0, 1, 2, 3."""
+    mixed = np.array([0, 2, 1, 3, 4, 6, 5, 7], dtype=np.float32)[:, None]
+    assert rotary_halves(mixed, 2).ravel().tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("name", ["blk.0.attn_q.bias", "rope_freqs.weight", "blk.0.ffn_gate_exps.weight", "odd"])
+def test_a_tensor_that_would_be_lost_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"not of a plain Llama: {name}"):
+        weight_name(name)
+
+
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "other.gguf", "qwen2")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ValueError, match="only Llama-family GGUF files can be converted, not 'qwen2'"):
+        model_config(gguf.GGUFReader(tmp_path / "other.gguf"))
 
 
 def test_transformers_reads_the_folder(folder: Path) -> None:
@@ -119,5 +59,6 @@ def test_transformers_reads_the_folder(folder: Path) -> None:
     assert tokenizer.eos_token == "<|im_end|>"
     ids = tokenizer("ab 12 a<|im_end|>")["input_ids"]
     assert tokenizer.decode(ids) == "ab 12 a<|im_end|>"
+    # "12" is in the vocabulary: digits stand alone all the same
     assert tokenizer.convert_ids_to_tokens(ids) == ["ab", "Ġ", "1", "2", "Ġa", "<|im_end|>"]
     assert torch.isfinite(model(torch.tensor([ids])).logits).all()
