@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 
 from dflash_serve.training.attention import TILE, Mask, anchor_mask, attend, document_mask
 
@@ -23,6 +24,7 @@ def test_document_mask() -> None:
     tiled, dense = document_mask(starts, use_tiles=True), document_mask(starts, use_tiles=False)
     assert covered(tiled, dense)
     check(tiled, dense, 512, 512, rows=2)
+    assert isinstance(tiled, BlockMask)
     assert tiled.sparsity() > 40  # percent of tiles skipped
 
 
@@ -31,14 +33,17 @@ def test_anchor_mask() -> None:
     starts = torch.cat([starts_of([100, 156, 256]), starts_of([3, 400, 109])])
     torch.manual_seed(0)
     anchors = torch.stack([torch.randperm(512)[:32].sort().values for _ in range(2)])
-    masks = [anchor_mask(anchors, starts.gather(1, anchors), 512, 16, use_tiles) for use_tiles in (True, False)]
-    assert covered(*masks)
-    check(*masks, num_queries=512, num_keys=1024, rows=2)
-    assert masks[0].sparsity() > 40
+    tiled, dense = (anchor_mask(anchors, starts.gather(1, anchors), 512, 16, use_tiles) for use_tiles in (True, False))
+    assert covered(tiled, dense)
+    check(tiled, dense, 512, 1024, rows=2)
+    assert isinstance(tiled, BlockMask)
+    assert tiled.sparsity() > 40
 
 
 def covered(tiled: Mask, dense: Mask) -> bool:
     """No visible pair lies in a skipped tile (uncompiled flex attention would not notice: it skips nothing)."""
+    assert isinstance(tiled, BlockMask)
+    assert isinstance(dense, torch.Tensor)
     rows, _, queries, keys = dense.shape
     needed = dense.view(rows, queries // TILE, TILE, keys // TILE, TILE).any(dim=4).any(dim=2)
     return bool((tiled.to_dense()[:, 0].bool() | ~needed).all())

@@ -66,5 +66,5 @@ def test_prompts(tmp_path: Path) -> None:
     path.write_text('{"prompt": "a", "source": "s"}\n{"turns": ["b", "c"]}\n')
     assert read_prompts(path) == [Prompt("s", ("a",)), Prompt("mt_bench", ("b", "c"))]
     path.write_text('{"text": "a"}\n')
-    with pytest.raises(ValueError, match='line 1 .* has neither "prompt" nor "turns"'):
+    with pytest.raises(ValueError, match=r'line 1 .* has neither "prompt" nor "turns"'):
         read_prompts(path)

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_size_of_the_bundled_shapes(layers: int, parameters: int) -> None:
     ],
 )
 def test_bad_shapes_are_refused(change: dict[str, object], message: str) -> None:
-    given = {"num_layers": 1, "block_size": 16, "target_layer_ids": (1, 8), "mask_token_id": 4} | change
+    given: dict[str, Any] = {"num_layers": 1, "block_size": 16, "target_layer_ids": (1, 8), "mask_token_id": 4} | change
     with pytest.raises(ValueError, match=message):
         DrafterConfig.for_target(SMOLLM2_135M, **given)
 

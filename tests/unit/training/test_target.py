@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from tests.unit.training.conftest import CPU
 
 
 def features_of_documents(target: Target, documents: list[list[int]], layer_ids: tuple[int, ...]) -> torch.Tensor:
-    tokens = torch.tensor([sum(documents, [])])
-    starts, positions = [], []
+    tokens = torch.tensor([[token for document in documents for token in document]])
+    starts: list[int] = []
+    positions: list[int] = []
     for document in documents:
         starts += [len(starts)] * len(document)
         positions += range(len(document))
@@ -35,8 +37,13 @@ def test_features_of_packed_documents_are_hidden_states_of_each_alone(
 @pytest.mark.parametrize("config_class", [Qwen2Config, Qwen3Config])
 def test_qwen_biases_and_norms(config_class: type[Qwen2Config | Qwen3Config], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.3}
+    sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "initializer_range": 0.3,
+    }
     model = AutoModelForCausalLM.from_config(config_class(**sizes, **heads)).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -13,7 +13,7 @@ from tests.unit.training.conftest import CPU
 
 
 def counting_corpus() -> Corpus:
-    """Answers that count up, modulo 8, from the prompt's last token: learnable in seconds, without the target's help."""
+    """Answers that count up, modulo 8, from the prompt's last token: learnable in seconds."""
     prompts = [[60, 61, i % 8] for i in range(60)]
     answers = [[(i + k) % 8 for k in range(1, 20)] for i in range(60)]
     return Corpus.build(prompts, answers, [True] * 60, ["count"] * 60, 64)
@@ -56,7 +56,7 @@ def test_a_run_that_left_early_goes_on(target: Target, tmp_path: Path) -> None:
     assert last.finished
     assert report.steps + last.steps == again.step == 120
     other = Trainer(target, corpus, TrainSettings(**(vars(SETTINGS) | {"learning_rate": 1e-3})))
-    with pytest.raises(ValueError, match="learning_rate: not what .* was trained with"):
+    with pytest.raises(ValueError, match=r"learning_rate: not what .* was trained with"):
         train(other, tmp_path)
 
 
@@ -66,7 +66,7 @@ def test_steps_are_the_same_whenever_they_are_taken(target: Target, tmp_path: Pa
     once, twice = (Trainer(target, counting_corpus(), settings) for _ in range(2))
     train(once, tmp_path / "a")
     train(twice, tmp_path / "b")
-    assert torch.equal(once.drafter.fc.weight, twice.drafter.fc.weight)
+    torch.testing.assert_close(once.drafter.fc.weight, twice.drafter.fc.weight, rtol=0, atol=1e-6)
 
 
 def test_learning_rate_schedule() -> None:
