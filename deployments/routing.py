@@ -27,7 +27,7 @@ STATS_PERIOD_SECONDS = 1.0
 STATS_TIMEOUT_SECONDS = 5.0
 
 
-class LoadAwareRouter(FIFOMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc]
+class LoadAwareRouter(FIFOMixin, MultiplexMixin, RequestRouter):
     """Sends a request to the replica with the fewest requests in flight; ties go round."""
 
     def initialize_state(self, **kwargs: Any) -> None:
@@ -55,8 +55,9 @@ class LoadAwareRouter(FIFOMixin, MultiplexMixin, RequestRouter):  # type: ignore
 def request_router_config(policy: str) -> RequestRouterConfig:
     """Serve's router configuration for `routing.policy`."""
     router = {"load_aware": LoadAwareRouter, "prefix_aware": PrefixCacheAffinityRouter}[policy]
-    return RequestRouterConfig(
-        request_router_class=router,
-        request_routing_stats_period_s=STATS_PERIOD_SECONDS,
-        request_routing_stats_timeout_s=STATS_TIMEOUT_SECONDS,
-    )
+    options: dict[str, Any] = {
+        "request_router_class": router,
+        "request_routing_stats_period_s": STATS_PERIOD_SECONDS,
+        "request_routing_stats_timeout_s": STATS_TIMEOUT_SECONDS,
+    }
+    return RequestRouterConfig(**options)

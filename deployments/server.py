@@ -57,7 +57,7 @@ class DFlashServer(LLMServer):
     The class is the application's ingress: requests reach `__serve_build_asgi_app__`'s app directly.
     """
 
-    async def __init__(self, llm_config: LLMConfig, *, options: ReplicaOptions) -> None:
+    async def __init__(self, llm_config: LLMConfig, *, options: ReplicaOptions) -> None:  # type: ignore[misc]
         # imports vllm, which the machine that builds the application may lack
         from dflash_serve.vllm_ext.stat_logger import engine_stats
 

@@ -6,6 +6,7 @@ The same application as `serve run serve_config.yaml`; what this adds is the env
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -121,7 +122,7 @@ def _init_ray(address: str | None) -> None:
 
     # On loopback alone: replica ports and HAProxy's own pages have no authentication of their own.
     options: dict[str, Any] = {"address": address} if address else {"_node_ip_address": "127.0.0.1"}
-    ray.init(namespace="serve", log_to_driver=False, logging_level="warning", **options)
+    ray.init(namespace="serve", log_to_driver=False, logging_level=logging.WARNING, **options)
 
 
 def _wait_until_running(config: ServeDeploySchema, started: float) -> bool:

@@ -28,7 +28,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     if not path.is_file():
         raise FileNotFoundError(f"prompts: {path} does not exist")
     prompts = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text().split("\n"), start=1):
         item = json.loads(line)
         turns = item.get("turns") or ([item["prompt"]] if "prompt" in item else [])
         if not turns:
