@@ -115,3 +115,15 @@ def _wait_until_healthy(server: Server) -> None:
 
 def tail(path: Path, characters: int = 4000) -> str:
     return path.read_text(errors="replace")[-characters:]
+
+
+def session_folder(server: Server) -> Path:
+    """The Ray session that the server's process started: the newest with its process id in the name."""
+    sessions = sorted(Path("/tmp/ray").glob(f"session_*_{server.process.pid}"))
+    return sessions[-1]
+
+
+def replica_logs(server: Server) -> list[str]:
+    """All log lines of the server's replicas so far."""
+    files = (session_folder(server) / "logs" / "serve").glob("replica_*DFlashServer*.log")
+    return [line for file in files for line in file.read_text(errors="replace").splitlines()]
