@@ -71,7 +71,7 @@ def load_prompts(folder: Path | None, per_task: int) -> dict[str, list[list[str]
     if not files:
         raise SystemExit(f"--prompts: no .jsonl file in {folder}")
     for file in files:
-        for line in file.read_text().splitlines():
+        for line in file.read_text(encoding="utf-8").rstrip("\n").split("\n"):
             item = json.loads(line)
             turns = item.get("turns") or [item["prompt"]]
             prompts[item.get("task", file.stem)].append(turns)

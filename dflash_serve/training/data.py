@@ -28,7 +28,8 @@ def read_prompts(path: Path) -> list[Prompt]:
     if not path.is_file():
         raise FileNotFoundError(f"prompts: {path} does not exist")
     prompts = []
-    for number, line in enumerate(path.read_text().split("\n"), start=1):
+    # not splitlines(): a JSON string may hold a bare U+2028, which that takes for the end of a line
+    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
         item = json.loads(line)
         turns = item.get("turns") or ([item["prompt"]] if "prompt" in item else [])
         if not turns:

@@ -68,3 +68,9 @@ def test_prompts(tmp_path: Path) -> None:
     path.write_text('{"text": "a"}\n')
     with pytest.raises(ValueError, match=r'line 1 .* has neither "prompt" nor "turns"'):
         read_prompts(path)
+
+
+def test_a_line_separator_inside_a_prompt_is_no_end_of_line(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "one\u2028two"}\n{"prompt": "three"}\n', encoding="utf-8")
+    assert [prompt.turns for prompt in read_prompts(path)] == [("one\u2028two",), ("three",)]
