@@ -15,7 +15,7 @@ from ray.serve.llm.deployment import LLMServer
 from deployments.telemetry import Telemetry
 from dflash_serve import demo
 from dflash_serve.gateway import Gateway, GatewayConfig, load_api_keys
-from dflash_serve.routing import IN_FLIGHT, REPORT_NUMBER
+from dflash_serve.routing import DEAD, IN_FLIGHT, REPORT_NUMBER
 from dflash_serve.settings.model import Auth, Limits, Settings
 from dflash_serve.speculation.acceptance import AcceptanceWindow
 
@@ -82,6 +82,11 @@ class DFlashServer(LLMServer):
         """Polled by Serve's controller; what `LoadAwareRouter` ranks replicas by."""
         stats = await super().record_routing_stats()
         in_flight = self._gateway.in_flight if self._gateway is not None else 0
+        try:
+            await self.check_health()
+        except Exception:
+            # it answers every request with 503 at once: by its load alone it would draw all of them
+            in_flight = DEAD
         return stats | {IN_FLIGHT: in_flight, REPORT_NUMBER: next(self._reports)}
 
 

@@ -14,6 +14,10 @@ REPORT_NUMBER = "dflash_report"
 """Routing stat: counts up with every report, so that a router can tell a new report from an old one."""
 
 
+DEAD = 1_000_000
+"""Requests in flight that a replica reports when its engine is dead, so that any other is preferred."""
+
+
 @dataclass
 class _Load:
     report_number: int = -1
