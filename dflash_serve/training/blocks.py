@@ -80,16 +80,21 @@ def positions(rows: RowBatch) -> Tensor:
 
 
 def draft(
-    target: Target, drafter: DFlashDrafter, rows: RowBatch, features: Tensor, anchors: Tensor, use_tiles: bool
+    target: Target,
+    drafter: DFlashDrafter,
+    rows: RowBatch,
+    features: Tensor,
+    anchors: Tensor,
+    block_size: int,
+    use_tiles: bool,
 ) -> Tensor:
     """Final hidden states of the draft slots of all anchors: [R, N, block_size - 1, hidden]."""
-    config = drafter.config
     num_rows, num_anchors = anchors.shape
     start = rows.document_start.gather(1, anchors)
-    mask = anchor_mask(anchors, start, rows.tokens.shape[1], config.block_size, use_tiles)
-    block_positions = (anchors - start)[..., None] + torch.arange(config.block_size, device=anchors.device)
-    tokens = torch.full_like(block_positions, config.mask_token_id)
+    mask = anchor_mask(anchors, start, rows.tokens.shape[1], block_size, use_tiles)
+    block_positions = (anchors - start)[..., None] + torch.arange(block_size, device=anchors.device)
+    tokens = torch.full_like(block_positions, drafter.config.mask_token_id)
     tokens[..., 0] = rows.tokens.gather(1, anchors)
     block = F.embedding(tokens.flatten(1), target.embedding)
     hidden = drafter(features, positions(rows), block, block_positions.flatten(1), mask)
-    return hidden.view(num_rows, num_anchors, config.block_size, -1)[:, :, 1:]
+    return hidden.view(num_rows, num_anchors, block_size, -1)[:, :, 1:]

@@ -104,7 +104,7 @@ def _generate_settings(options: argparse.Namespace) -> GenerateSettings:
     return GenerateSettings(options.max_new_tokens, options.batch_size, options.stop_fraction, options.limit)
 
 
-def _layer_ids(text: str) -> tuple[int, ...]:
+def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
@@ -187,8 +187,17 @@ def _generate_options(command: argparse.ArgumentParser) -> None:
 def _row_options(command: argparse.ArgumentParser) -> None:
     default = TrainSettings(seconds=1.0)
     group = command.add_argument_group("packed rows")
+    group.add_argument(
+        "--block-sizes",
+        type=_numbers,
+        default=default.block_sizes,
+        metavar="B,B,...",
+        help="bonus token and draft tokens of a block (a server that drafts K runs K + 1), one after another by step",
+    )
     group.add_argument("--row-length", type=int, default=default.row_length, help="context tokens in a row")
-    group.add_argument("--anchors-per-row", type=int, default=default.anchors_per_row, help="draft blocks in a row")
+    group.add_argument(
+        "--anchors-per-row", type=int, default=default.anchors_per_row, help="draft blocks of the largest size in a row"
+    )
     group.add_argument("--rows-per-step", type=int, default=default.rows_per_step, help="rows in a forward pass")
 
 
@@ -206,10 +215,12 @@ def _train_options(command: argparse.ArgumentParser) -> None:
         help=f"save and exit with status {UNFINISHED} after this long; the same command goes on from there",
     )
     group.add_argument("--num-layers", type=int, default=default.num_layers, help="layers of the drafter")
-    group.add_argument("--block-size", type=int, default=default.block_size, help="bonus token and draft tokens")
+    group.add_argument(
+        "--begin-with", metavar="DRAFTER", help="checkpoint folder whose weights to begin with (of the same shape)"
+    )
     group.add_argument(
         "--target-layer-ids",
-        type=_layer_ids,
+        type=_numbers,
         default=default.target_layer_ids,
         metavar="I,J,...",
         help="layers of the target whose output the drafter reads",

@@ -30,8 +30,6 @@ from dflash_serve.training.simulate import Acceptance, acceptance_by_task, match
 from dflash_serve.training.target import Target
 from dflash_serve.training.train import StepSums, Trainer, TrainSettings, train
 
-DRAFT_LENGTHS = (1, 3, 5, 7, 10, 15)
-
 
 def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -82,19 +80,24 @@ def generate(target: Target, prompts: Sequence[Prompt], path: Path, settings: Ge
 def simulate(
     target: Target, drafter: DFlashDrafter, corpus: Corpus, documents: Sequence[int], settings: TrainSettings
 ) -> dict[str, dict[int, Acceptance]]:
-    """Acceptance by task and number of draft tokens."""
-    matches = match_lengths(
-        target,
-        drafter,
-        corpus,
-        documents,
-        row_length=settings.row_length,
-        anchors_per_row=settings.anchors_per_row,
-        rows_per_pass=settings.rows_per_step,
-        use_tiles=target.device.type == "cuda",
-    )
-    lengths = sorted({min(k, drafter.config.block_size - 1) for k in DRAFT_LENGTHS})
-    return acceptance_by_task(corpus, documents, matches, lengths)
+    """Acceptance by task and number of draft tokens, for the drafter's block size and those of `settings` below it."""
+    own = drafter.config.block_size
+    results: dict[str, dict[int, Acceptance]] = {}
+    for block_size in sorted({own, *(size for size in settings.block_sizes if size < own)}):
+        matches = match_lengths(
+            target,
+            drafter,
+            corpus,
+            documents,
+            block_size=block_size,
+            row_length=settings.row_length,
+            anchors_per_row=settings.anchors(block_size),
+            rows_per_pass=settings.rows_per_step,
+            use_tiles=target.device.type == "cuda",
+        )
+        for task, found in acceptance_by_task(corpus, documents, matches, block_size - 1).items():
+            results.setdefault(task, {})[block_size - 1] = found
+    return results
 
 
 def acceptance_json(result: dict[str, dict[int, Acceptance]]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Acceptance without serving: what the drafter would have drafted at every answer position, and a server's walk.
 
 A greedy server accepts the drafter's longest prefix that equals the target's own answer. So, with the answer known, one
-packed forward pass that takes every answer position as an anchor tells all that a server would measure.
+packed forward pass that takes every answer position as an anchor tells all that a server would measure. A server that
+drafts K tokens runs blocks of K + 1, so each K has a pass of its own.
 """
 
 from collections.abc import Iterable, Sequence
@@ -80,6 +81,7 @@ def match_lengths(
     corpus: Corpus,
     documents: Sequence[int],
     *,
+    block_size: int,
     row_length: int,
     anchors_per_row: int,
     rows_per_pass: int,
@@ -107,7 +109,7 @@ def match_lengths(
             anchors = order[:, first : first + anchors_per_row]
             anchors = F.pad(anchors, (0, anchors_per_row - anchors.shape[1])).sort(dim=1).values
             real = candidates.gather(1, anchors)
-            matches = _block_matches(target, drafter, batch, features, anchors, real, use_tiles)
+            matches = _block_matches(target, drafter, batch, features, anchors, real, block_size, use_tiles)
             row, place = torch.nonzero(real, as_tuple=True)
             found[low + row.cpu().numpy(), anchors[row, place].cpu().numpy()] = matches[row, place].cpu().numpy()
     is_anchor = found >= 0
@@ -123,22 +125,23 @@ def _block_matches(
     features: torch.Tensor,
     anchors: torch.Tensor,
     real: torch.Tensor,
+    block_size: int,
     use_tiles: bool,
 ) -> torch.Tensor:
     """[R, N], the draft tokens of each block that match the answer, counted from its start."""
     # Gradients stay on though unused: the compiled layers of training then serve here too, with no second compilation.
-    hidden = draft(target, drafter, batch, features, anchors, use_tiles).detach()
-    labels, valid = block_labels(batch, anchors, real, drafter.config.block_size)
+    hidden = draft(target, drafter, batch, features, anchors, block_size, use_tiles).detach()
+    labels, valid = block_labels(batch, anchors, real, block_size)
     tokens = head_argmax(hidden.flatten(0, 2), target.head).view(labels.shape)
     return ((tokens == labels) & valid).long().cumprod(dim=-1).sum(dim=-1)
 
 
 def acceptance_by_task(
-    corpus: Corpus, documents: Sequence[int], matches: Sequence[Matches], draft_lengths: Sequence[int]
-) -> dict[str, dict[int, Acceptance]]:
-    """Task -> number of draft tokens -> acceptance; "all" pools every document."""
+    corpus: Corpus, documents: Sequence[int], matches: Sequence[Matches], num_draft_tokens: int
+) -> dict[str, Acceptance]:
+    """Task -> acceptance; "all" pools every document."""
     groups: dict[str, list[Matches]] = {}
     for document, found in zip(documents, matches, strict=True):
         groups.setdefault(str(corpus.tasks[document]), []).append(found)
     groups = dict(sorted(groups.items())) | {"all": list(matches)}
-    return {task: {k: acceptance(found, k) for k in draft_lengths} for task, found in groups.items()}
+    return {task: acceptance(found, num_draft_tokens) for task, found in groups.items()}

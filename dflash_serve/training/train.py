@@ -28,7 +28,6 @@ from dflash_serve.training.target import Target
 
 LOG_SECONDS = 5.0
 SAVE_SECONDS = 60.0
-VALIDATION_DRAFT_LENGTHS = (7, 15)
 WARM_UP_FRACTION = 0.04
 CLIP_NORM = 1.0
 
@@ -40,7 +39,7 @@ class TrainSettings:
     seconds: float
     max_steps: int | None = None
     num_layers: int = 4
-    block_size: int = 16
+    block_sizes: tuple[int, ...] = (8, 16, 8, 4)
     target_layer_ids: tuple[int, ...] = (1, 8, 14, 20, 27)
     mask_token_id: int = 4
     row_length: int = 4096
@@ -51,6 +50,7 @@ class TrainSettings:
     gamma: float = 7.0
     validation_documents: int = 256
     seed: int = 0
+    begin_with: str | None = None
 
     def __post_init__(self) -> None:
         if self.seconds <= 0:
@@ -59,6 +59,17 @@ class TrainSettings:
             raise ValueError(
                 f"anchors_per_row: {self.anchors_per_row} must lie in 1..{self.row_length} (the row length)"
             )
+        if not self.block_sizes or min(self.block_sizes) < 2:
+            raise ValueError(f"block_sizes: {list(self.block_sizes)} must hold numbers of 2 or more")
+
+    @property
+    def block_size(self) -> int:
+        """The drafter's: the largest that it learns."""
+        return max(self.block_sizes)
+
+    def anchors(self, block_size: int) -> int:
+        """Blocks in a row: as many draft slots for small blocks as `anchors_per_row` of the largest have."""
+        return min(self.row_length, self.anchors_per_row * self.block_size // block_size)
 
 
 def learning_rate_scale(fraction: float) -> float:
@@ -110,6 +121,8 @@ class Trainer:
             target.config, settings.num_layers, settings.block_size, settings.target_layer_ids, settings.mask_token_id
         )
         self.drafter = DFlashDrafter(config).to(self.device)
+        if settings.begin_with is not None:
+            self.drafter.load_checkpoint(Path(settings.begin_with))
         if self.device.type == "cuda":
             self.drafter.compile_layers()
         self.optimizer = torch.optim.AdamW(
@@ -119,7 +132,7 @@ class Trainer:
             weight_decay=settings.weight_decay,
             fused=self.device.type == "cuda",
         )
-        self.slot_weights = slot_weights(settings.block_size, settings.gamma, self.device)
+        self.slot_weights = {size: slot_weights(size, settings.gamma, self.device) for size in settings.block_sizes}
         self.generator = torch.Generator(self.device)
         self.training_documents, self.held_out = split_held_out(len(corpus), settings.seed)
         self.validation_documents = self.held_out[: settings.validation_documents]
@@ -136,18 +149,19 @@ class Trainer:
     def backward(self, rows: RowBatch, step: int, sums: StepSums) -> None:
         """Forward and backward pass of one step; gradients are left in the parameters."""
         settings = self.settings
+        block_size = settings.block_sizes[step % len(settings.block_sizes)]
         self.generator.manual_seed(settings.seed * 1_000_003 + step)
-        anchors, real = draw_anchors(rows.anchor_candidates(), settings.anchors_per_row, self.generator)
+        anchors, real = draw_anchors(rows.anchor_candidates(), settings.anchors(block_size), self.generator)
         features = context_features(self.target, rows, self.drafter.config.target_layer_ids, self.use_tiles)
-        labels, valid = block_labels(rows, anchors, real, settings.block_size)
-        hidden = draft(self.target, self.drafter, rows, features, anchors, self.use_tiles)
-        weights = self.slot_weights * valid
+        labels, valid = block_labels(rows, anchors, real, block_size)
+        hidden = draft(self.target, self.drafter, rows, features, anchors, block_size, self.use_tiles)
+        weights = self.slot_weights[block_size] * valid
         weights = weights / weights.sum().clamp_min(1e-6)
         loss, correct = head_loss(hidden.flatten(0, 2), self.target.head, labels.flatten(), weights.flatten())
         loss.backward()
         sums.loss += loss.detach()
-        sums.correct += (correct.view(valid.shape) & valid).sum(dim=(0, 1))
-        sums.valid += valid.sum(dim=(0, 1))
+        sums.correct[: block_size - 1] += (correct.view(valid.shape) & valid).sum(dim=(0, 1))
+        sums.valid[: block_size - 1] += valid.sum(dim=(0, 1))
 
     def update(self, fraction: float, sums: StepSums) -> float:
         """Clip, step the optimiser, drop the gradients; returns the learning rate used."""
@@ -162,19 +176,23 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """Simulated acceptance length on held-out prompts, by number of draft tokens."""
-        matches = self.match_lengths(self.validation_documents)
-        lengths = sorted({min(k, self.settings.block_size - 1) for k in VALIDATION_DRAFT_LENGTHS})
-        return {str(k): round(acceptance(matches, k).acceptance_length, 4) for k in lengths}
+        return {
+            str(size - 1): round(
+                acceptance(self.match_lengths(self.validation_documents, size), size - 1).acceptance_length, 4
+            )
+            for size in sorted(self.slot_weights)
+        }
 
-    def match_lengths(self, documents: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    def match_lengths(self, documents: NDArray[np.int64], block_size: int) -> list[NDArray[np.int64]]:
         fitting = documents[self.corpus.lengths[documents] <= self.settings.row_length]
         return match_lengths(
             self.target,
             self.drafter,
             self.corpus,
             fitting.tolist(),
+            block_size=block_size,
             row_length=self.settings.row_length,
-            anchors_per_row=self.settings.anchors_per_row,
+            anchors_per_row=self.settings.anchors(block_size),
             rows_per_pass=self.settings.rows_per_step,
             use_tiles=self.use_tiles,
         )
@@ -299,9 +317,11 @@ def _compile(trainer: Trainer, rows: RowBatch) -> float:
     """Run every compiled path once, changing nothing; returns the seconds it took."""
     began = time.monotonic()
     sums = StepSums.zero(trainer.settings.block_size - 1, trainer.device)
-    trainer.backward(rows.select(slice(0, trainer.settings.rows_per_step)), 0, sums)
+    for step in range(len(trainer.settings.block_sizes)):
+        trainer.backward(rows.select(slice(0, trainer.settings.rows_per_step)), step, sums)
     trainer.optimizer.zero_grad(set_to_none=True)
-    trainer.match_lengths(trainer.validation_documents[:1])
+    for block_size in set(trainer.settings.block_sizes):
+        trainer.match_lengths(trainer.validation_documents[:1], block_size)
     if not math.isfinite(float(sums.loss)):
         raise ArithmeticError(f"train: the first loss is {float(sums.loss)}")
     return time.monotonic() - began

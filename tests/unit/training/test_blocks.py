@@ -31,7 +31,7 @@ def test_packed_blocks_equal_single_blocks(target: Target, drafter: DFlashDrafte
     anchors, real = draw_anchors(rows.anchor_candidates(), 12, generator)
     assert real.all()
     features = context_features(target, rows, drafter.config.target_layer_ids, use_tiles=False)
-    hidden = draft(target, drafter, rows, features, anchors, use_tiles=False)
+    hidden = draft(target, drafter, rows, features, anchors, drafter.config.block_size, use_tiles=False)
     logits = hidden @ target.head.T
     for row in range(2):
         for n, anchor in enumerate(anchors[row].tolist()):

@@ -40,7 +40,7 @@ def _denormals_as_before() -> Iterator[None]:
 
 
 def arguments(command: str, target: Path, out: Path, *more: str) -> list[str]:
-    shape = ["--num-layers", "1", "--block-size", "4", "--target-layer-ids", "0,2", "--mask-token-id", "5"]
+    shape = ["--num-layers", "1", "--block-sizes", "4", "--target-layer-ids", "0,2", "--mask-token-id", "5"]
     rows = ["--row-length", "128", "--anchors-per-row", "16", "--rows-per-step", "2"]
     return [command, "--target", str(target), "--out", str(out), *shape, *rows, *more]
 

@@ -23,7 +23,7 @@ SETTINGS = TrainSettings(
     seconds=600.0,
     max_steps=120,
     num_layers=1,
-    block_size=4,
+    block_sizes=(4, 3),
     target_layer_ids=(0, 2),
     row_length=64,
     anchors_per_row=24,
@@ -40,6 +40,7 @@ def test_training_learns_and_writes_its_files(target: Target, tmp_path: Path) ->
     lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 120
     assert lines[-1]["learning_rate"] < 1e-4
+    assert lines[-1]["validation_acceptance_length"]["2"] > 2.4  # of 3
     assert lines[-1]["validation_acceptance_length"]["3"] > 3.0  # of 4
     saved = DFlashDrafter.load(tmp_path / "drafter", CPU)
     assert torch.equal(saved.fc.weight, trainer.drafter.fc.weight.bfloat16().float())
@@ -67,6 +68,14 @@ def test_steps_are_the_same_whenever_they_are_taken(target: Target, tmp_path: Pa
     train(once, tmp_path / "a")
     train(twice, tmp_path / "b")
     torch.testing.assert_close(once.drafter.fc.weight, twice.drafter.fc.weight, rtol=0, atol=1e-6)
+
+
+def test_training_begins_with_given_weights(target: Target, tmp_path: Path) -> None:
+    train(Trainer(target, counting_corpus(), SETTINGS), tmp_path / "first")
+    further = TrainSettings(**(vars(SETTINGS) | {"begin_with": str(tmp_path / "first" / "drafter"), "max_steps": 1}))
+    train(Trainer(target, counting_corpus(), further), tmp_path / "second")
+    line = json.loads((tmp_path / "second" / "train.jsonl").read_text().splitlines()[-1])
+    assert line["validation_acceptance_length"]["3"] > 3.0  # of 4, after a single step
 
 
 def test_learning_rate_schedule() -> None:
