@@ -320,7 +320,7 @@ def main() -> None:
                 servers[side] = stack.enter_context(
                     serving(folder, args, command=options.command, environment=environment)
                 )
-            console.print(f"{side}: healthy after {servers[side].start_seconds:.0f} s")
+            console.print(f"{side}: ready after {servers[side].start_seconds:.0f} s")
         with Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -15,6 +15,7 @@ from dflash_serve.settings import (
     Resolved,
     SettingsError,
     check_engine_arguments,
+    check_speculation_options,
     llm_config_kwargs,
     resolve,
 )
@@ -36,6 +37,7 @@ def build(args: dict[str, Any]) -> Application:
     resolved = check(args, http_host=http_host(), cluster=cluster_now())
     settings = resolved.settings
     check_engine_arguments(settings.engine, _engine_argument_names())
+    check_speculation_options(settings.speculation.options, _speculation_option_names())
     logger.info("profile %s: %s", resolved.profile, resolved.reason)
     llm_config = LLMConfig(**llm_config_kwargs(settings))
     server = build_llm_deployment(
@@ -86,3 +88,9 @@ def _engine_argument_names() -> set[str]:
     from vllm.entrypoints.launchers.cli_args import FrontendArgs
 
     return {field.name for arguments in (AsyncEngineArgs, FrontendArgs) for field in dataclasses.fields(arguments)}
+
+
+def _speculation_option_names() -> set[str]:
+    from vllm.config import SpeculativeConfig
+
+    return {field.name for field in dataclasses.fields(SpeculativeConfig) if field.init}

@@ -6,9 +6,11 @@ The same application as `serve run serve_config.yaml`; what this adds is the env
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -19,9 +21,15 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
+
+from dflash_serve import demo
+from dflash_serve.settings import SettingsError
 
 if TYPE_CHECKING:
-    from ray.serve.schema import ServeDeploySchema
+    from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+
+BUILDER = "deployments.app:build"
 
 HIGH_THROUGHPUT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -39,6 +47,8 @@ SESSION = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
 POLL_SECONDS = 0.5
+LONGEST_HAPROXY_BASE = 97 - len(f"/dflash-{'x' * 8}/{'f' * 56}/admin.sock")
+"""Characters of the folder that holds HAProxy's; `f` stands for a Ray node's id."""
 
 console = Console(stderr=True, highlight=False)
 
@@ -50,12 +60,13 @@ def run(config_path: Path, *, address: str | None, plain: bool) -> int:
     try:
         config = load_config(config_path)
     except (OSError, ValueError) as error:
-        console.print(f"[red]{config_path}:[/red] {error}", markup=True)
+        console.print(f"[red]{config_path}:[/red] {escape(str(error))}")
         return 1
     signal.signal(signal.SIGTERM, _interrupt)
 
     import ray
     from ray import serve
+    from ray.exceptions import RayError
 
     from deployments._upstream import serve_start
 
@@ -63,6 +74,8 @@ def run(config_path: Path, *, address: str | None, plain: bool) -> int:
         with console.status("starting Ray"):
             _init_ray(address)
             client = serve_start(config)
+        if address is None:
+            _make_bundled_models(config)
         client.deploy_apps(config, _blocking=False)
         if not _wait_until_running(config, started):
             return 1
@@ -74,6 +87,9 @@ def run(config_path: Path, *, address: str | None, plain: bool) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         console.print("stopping: requests in flight may finish first")
         return 0
+    except (RayError, demo.DemoError, SettingsError) as error:
+        console.print(f"[red]cannot start:[/red] {escape(last_words(str(error)))}")
+        return 1
     finally:
         if address is None and ray.is_initialized():
             serve.shutdown()
@@ -96,10 +112,22 @@ def load_config(path: Path) -> ServeDeploySchema:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ValueError(problems) from None
-    for application in config.applications:
-        if application.import_path == "deployments.app:build":
-            check(application.args, http_host=config.http_options.host)
+    for application in _ours(config):
+        check(application.args, http_host=config.http_options.host)
     return config
+
+
+def _ours(config: ServeDeploySchema) -> list[ServeApplicationSchema]:
+    return [a for a in config.applications if a.import_path == BUILDER]
+
+
+def _make_bundled_models(config: ServeDeploySchema) -> None:
+    """Here, with a progress bar, rather than in a replica where nobody sees it."""
+    from deployments.app import check, cluster_now
+
+    for application in _ours(config):
+        settings = check(application.args, http_host=config.http_options.host, cluster=cluster_now()).settings
+        demo.resolve(settings.target)
 
 
 def _set_environment(*, plain: bool) -> None:
@@ -110,11 +138,19 @@ def _set_environment(*, plain: bool) -> None:
         os.environ.setdefault(name, value)
     if not plain:
         # two sessions of one machine must not share HAProxy's files
-        folder = Path(tempfile.mkdtemp(prefix="dflash-haproxy-"))
+        folder = _haproxy_folder()
         os.environ.setdefault("RAY_SERVE_HAPROXY_CONFIG_FILE_LOC", str(folder / "haproxy.cfg"))
         os.environ.setdefault("RAY_SERVE_HAPROXY_SOCKET_PATH", str(folder / "admin.sock"))
         os.environ.setdefault("RAY_SERVE_HAPROXY_SERVER_STATE_BASE", str(folder))
         os.environ.setdefault("RAY_SERVE_HAPROXY_SERVER_STATE_FILE", str(folder / "server-state"))
+
+
+def _haproxy_folder() -> Path:
+    """A new folder, removed at exit. Its path is short: Serve adds the node's id, and HAProxy takes 97 characters."""
+    base = tempfile.gettempdir()
+    folder = tempfile.mkdtemp(prefix="dflash-", dir=base if len(base) <= LONGEST_HAPROXY_BASE else "/tmp")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def _init_ray(address: str | None) -> None:

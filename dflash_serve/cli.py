@@ -40,10 +40,9 @@ def up(
 @app.command()
 def prepare() -> None:
     """Make the bundled model pair (done by `up` too); prints where it lies."""
-    from dflash_serve import demo
+    from dflash_serve.demo.__main__ import main as make_pair
 
-    typer.echo(f"target  {demo.ensure_target()}")
-    typer.echo(f"drafter {demo.drafter_path()}")
+    raise typer.Exit(make_pair())
 
 
 def main() -> None:
