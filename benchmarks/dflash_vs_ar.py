@@ -190,7 +190,7 @@ def summarise(answers: list[Answer], groups: list[Group]) -> list[dict[str, Any]
                         "task": task,
                         "side": side,
                         "tokens_per_second": round(speeds[side], 1),
-                        "ratio": round(speeds[side] / speeds[AUTOREGRESSIVE], 2),
+                        "ratio": round(speeds[side] / speeds[AUTOREGRESSIVE], 2) if AUTOREGRESSIVE in speeds else None,
                         "acceptance_length": round(1 + sum(a.accepted_tokens for a in mine) / verifications, 2)
                         if verifications
                         else None,
@@ -302,15 +302,16 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--command", default="up", choices=["up", "up --plain"], help="how the servers are started")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "dflash-vs-ar-cpu")
+    parser.add_argument("--acceptance-only", action="store_true", help="leave autoregressive out, and the ratio")
     parser.add_argument("--settings", type=Path, help="YAML file of `args` for both sides (default: profile auto)")
     parser.add_argument("--environment", nargs="+", default=[], metavar="NAME=VALUE", help="variables for both servers")
     options = parser.parse_args()
     prompts = load_prompts(options.prompts, options.per_task)
     common = yaml.safe_load(options.settings.read_text(encoding="utf-8")) if options.settings else {}
     environment = dict(pair.split("=", 1) for pair in options.environment)
-    settings = {AUTOREGRESSIVE: merge(common, {"speculation": {"mode": "off"}})} | {
-        f"DFlash K={k}": merge(common, {"speculation": {"num_draft_tokens": k}}) for k in options.draft_tokens
-    }
+    settings = {f"DFlash K={k}": merge(common, {"speculation": {"num_draft_tokens": k}}) for k in options.draft_tokens}
+    if not options.acceptance_only:
+        settings = {AUTOREGRESSIVE: merge(common, {"speculation": {"mode": "off"}})} | settings
     console = Console()
     with contextlib.ExitStack() as stack:
         servers = {}
@@ -337,8 +338,11 @@ def main() -> None:
         json.dumps({"about": about, "rows": rows, "answers": [asdict(a) for a in answers]}, indent=1) + "\n"
     )
     options.out.with_suffix(".md").write_text(markdown(rows, about))
-    plot(rows, options.out)
-    console.print(f"written: {options.out}.json, .md, .png, .svg")
+    written = [".json", ".md"]
+    if not options.acceptance_only:
+        plot(rows, options.out)
+        written += [".png", ".svg"]
+    console.print(f"written: {', '.join(options.out.name + suffix for suffix in written)} in {options.out.parent}")
 
 
 if __name__ == "__main__":

@@ -72,10 +72,6 @@ def serving(
     config = write_config(folder / "serve_config.yaml", port, args)
     program = [str(BIN / "serve"), "run"] if command == "run" else [str(BIN / "dflash-serve"), *command.split()]
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "VLLM_"))}
-    variables |= {
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-    }
     log = folder / "server.log"
     started = time.monotonic()
     with log.open("wb") as output:

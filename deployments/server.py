@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,9 +60,12 @@ class DFlashServer(LLMServer):
 
     async def __init__(self, llm_config: LLMConfig, *, options: ReplicaOptions) -> None:  # type: ignore[misc]
         # imports vllm, which the machine that builds the application may lack
+        from dflash_serve.vllm_ext.openmp import preload_intel_openmp
         from dflash_serve.vllm_ext.stat_logger import engine_stats
 
         _log_beside_serve()
+        if (library := preload_intel_openmp(os.environ)) is not None:
+            logger.info("the engine runs with %s", library)
         self._gateway_config = options.gateway_config()
         self._reports = itertools.count()
         self._gateway: Gateway | None = None
@@ -77,6 +81,13 @@ class DFlashServer(LLMServer):
             app, self._gateway_config, model_id=self._llm_config.model_id, observe=self._telemetry.observe
         )
         return self._gateway
+
+    async def _start_engine(self) -> None:
+        """Ray 2.60's also reports usage, statistics on or off, through an actor: 8 s more until the first answer and a
+        process that imports vLLM (ray/llm/_internal/serve/observability/usage_telemetry/usage.py)."""
+        if self.engine is None:
+            raise ValueError("the engine is not set")
+        await self.engine.start()
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """Polled by Serve's controller; what `LoadAwareRouter` ranks replicas by."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import random
 import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -47,6 +49,8 @@ SESSION = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
 POLL_SECONDS = 0.5
+REPLICA_PORTS = (30000, 31000)
+REPLICA_PORT_BLOCK = 50
 LONGEST_HAPROXY_BASE = 97 - len(f"/dflash-{'x' * 8}/{'f' * 56}/admin.sock")
 """Characters of the folder that holds HAProxy's; `f` stands for a Ray node's id."""
 
@@ -143,6 +147,8 @@ def _set_environment(*, plain: bool) -> None:
         os.environ.setdefault("RAY_SERVE_HAPROXY_SOCKET_PATH", str(folder / "admin.sock"))
         os.environ.setdefault("RAY_SERVE_HAPROXY_SERVER_STATE_BASE", str(folder))
         os.environ.setdefault("RAY_SERVE_HAPROXY_SERVER_STATE_FILE", str(folder / "server-state"))
+        for name, port in _ports_of_our_own().items():
+            os.environ.setdefault(name, str(port))
 
 
 def _haproxy_folder() -> Path:
@@ -151,6 +157,38 @@ def _haproxy_folder() -> Path:
     folder = tempfile.mkdtemp(prefix="dflash-", dir=base if len(base) <= LONGEST_HAPROXY_BASE else "/tmp")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
+
+
+def _ports_of_our_own() -> dict[str, int]:
+    """Ports, by Ray's environment variables, that no other session of this machine listens on.
+
+    Ray gives every session the same, and its replicas and fallback proxies share them silently (SO_REUSEPORT): two
+    sessions would answer each other's requests.
+    """
+    blocks = list(range(*REPLICA_PORTS, REPLICA_PORT_BLOCK))
+    # two sessions that start together see the same blocks free
+    random.shuffle(blocks)
+    free = (first for first in blocks if all(_free_port(p) for p in range(first, first + REPLICA_PORT_BLOCK)))
+    first = next(free, REPLICA_PORTS[0])
+    return {
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": first,
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": first + REPLICA_PORT_BLOCK - 1,
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": _free_port(),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": _free_port(),
+        "RAY_SERVE_HAPROXY_STATS_PORT": _free_port(8404) or _free_port(),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": _free_port(9101) or _free_port(),
+    }
+
+
+def _free_port(port: int = 0) -> int:
+    """`port` when nothing listens on it, else 0; any free one for 0."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return 0
+        found: int = probe.getsockname()[1]
+        return found
 
 
 def _init_ray(address: str | None) -> None:

@@ -38,6 +38,9 @@ def test_server_hooks_of_ray() -> None:
     assert inspect.iscoroutinefunction(LLMServer.__serve_build_asgi_app__)
     assert inspect.iscoroutinefunction(LLMServer.record_routing_stats)
     assert inspect.iscoroutinefunction(LLMServer.check_health)
+    lines = [line.strip() for line in inspect.getsource(LLMServer._start_engine).splitlines()]
+    assert lines[4:6] == ["await self.engine.start()", ""], "our override leaves out more than reports"
+    assert lines[7].startswith("push_telemetry_report_for_all_models")
 
 
 def test_names_of_vllm() -> None:
