@@ -2,10 +2,11 @@
 
     python -m benchmarks.dflash_vs_ar [--prompts DIR] [--per-task 8] [--max-tokens 256] [--draft-tokens 5 7 15]
 
-Starts an autoregressive server and one DFlash server for each K in --draft-tokens, then measures them in turn, prompt
-group by prompt group, so that drift of the machine falls on all sides alike; only one has work at any time. Greedy,
-streamed, through the OpenAI client. Prints tokens/s, the ratio to autoregressive and the acceptance length for each
-task and concurrency, and writes JSON, Markdown and a plot.
+Starts an autoregressive server, measures it and stops it, then does the same with a DFlash server for each K in
+--draft-tokens: one at a time, because idle servers take cores and memory too. With --rounds R each round takes its
+share of the prompts, in another order of sides, so that drift of the machine falls on all alike. Greedy, streamed,
+through the OpenAI client. Prints tokens/s, the ratio to autoregressive and the acceptance length for each task and
+concurrency, and writes JSON, Markdown and a plot.
 
 --settings lays a YAML file of `args` under both sides, so that other hardware or another pair is measured
 (benchmarks/settings/ has such files); --environment NAME=VALUE goes to both servers.
@@ -26,7 +27,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -131,36 +132,33 @@ async def converse(
 
 
 async def measure(
-    servers: dict[str, Server],
+    side: str,
+    server: Server,
     prompts: dict[str, list[list[str]]],
     concurrencies: list[int],
     max_tokens: int,
-    progress: Progress,
+    advance: Callable[[str, int], None],
 ) -> tuple[list[Answer], list[Group]]:
-    clients = {
-        side: server.async_client(api_key=os.environ.get("DFLASH_API_KEY", "none")) for side, server in servers.items()
-    }
-    for side, client in clients.items():  # compile, allocate, warm the allocator
-        await converse(client, side, "warm-up", 1, ["Count from one to twenty."], 32)
+    """All prompts at each concurrency; `advance` takes what is being done and how many conversations are done more."""
+    client = server.async_client(api_key=os.environ.get("DFLASH_API_KEY", "none"))
+    await converse(client, side, "warm-up", 1, ["Count from one to twenty."], 32)
     answers: list[Answer] = []
     groups: list[Group] = []
-    total = len(concurrencies) * len(servers) * sum(len(conversations) for conversations in prompts.values())
-    bar = progress.add_task("measuring", total=total)
     for concurrency in concurrencies:
         for task, conversations in prompts.items():
             for start in range(0, len(conversations), concurrency):
                 batch = conversations[start : start + concurrency]
-                for side in _rotated(list(servers), start // concurrency):
-                    progress.update(bar, description=f"{task}, {concurrency} at once, {side}")
-                    began = time.perf_counter()
-                    results = await asyncio.gather(
-                        *(converse(clients[side], side, task, concurrency, turns, max_tokens) for turns in batch)
-                    )
-                    seconds = time.perf_counter() - began
-                    flat = [answer for result in results for answer in result]
-                    answers += flat
-                    groups.append(Group(side, task, concurrency, sum(a.completion_tokens for a in flat), seconds))
-                    progress.advance(bar, len(batch))
+                advance(f"{side}: {task}, {concurrency} at once", 0)
+                began = time.perf_counter()
+                results = await asyncio.gather(
+                    *(converse(client, side, task, concurrency, turns, max_tokens) for turns in batch)
+                )
+                seconds = time.perf_counter() - began
+                flat = [answer for result in results for answer in result]
+                answers += flat
+                groups.append(Group(side, task, concurrency, sum(a.completion_tokens for a in flat), seconds))
+                advance(f"{side}: {task}, {concurrency} at once", len(batch))
+    await client.close()
     return answers, groups
 
 
@@ -175,7 +173,9 @@ def summarise(answers: list[Answer], groups: list[Group]) -> list[dict[str, Any]
     for concurrency in sorted({a.concurrency for a in answers}):
         for task in [*dict.fromkeys(a.task for a in answers), "all"]:
             speeds: dict[str, float] = {}
-            for side in dict.fromkeys(a.side for a in answers):
+            for side in sorted(
+                dict.fromkeys(a.side for a in answers), key=lambda side: (side != AUTOREGRESSIVE, len(side), side)
+            ):
                 mine = [
                     a for a in answers if a.side == side and a.concurrency == concurrency and task in (a.task, "all")
                 ]
@@ -302,6 +302,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--command", default="up", choices=["up", "up --plain"], help="how the servers are started")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "dflash-vs-ar-cpu")
+    parser.add_argument("--rounds", type=int, default=1, help="start each server this often (default 1)")
     parser.add_argument("--acceptance-only", action="store_true", help="leave autoregressive out, and the ratio")
     parser.add_argument("--settings", type=Path, help="YAML file of `args` for both sides (default: profile auto)")
     parser.add_argument("--environment", nargs="+", default=[], metavar="NAME=VALUE", help="variables for both servers")
@@ -313,23 +314,32 @@ def main() -> None:
     if not options.acceptance_only:
         settings = {AUTOREGRESSIVE: merge(common, {"speculation": {"mode": "off"}})} | settings
     console = Console()
-    with contextlib.ExitStack() as stack:
-        servers = {}
-        for side, args in settings.items():
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            with console.status(f"starting {side}"):
-                servers[side] = stack.enter_context(
-                    serving(folder, args, command=options.command, environment=environment)
-                )
-            console.print(f"{side}: ready after {servers[side].start_seconds:.0f} s")
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        ) as progress:
-            answers, groups = asyncio.run(measure(servers, prompts, options.concurrency, options.max_tokens, progress))
+    answers: list[Answer] = []
+    groups: list[Group] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        total = len(settings) * len(options.concurrency) * sum(map(len, prompts.values()))
+        bar = progress.add_task("", total=total)
+        for number in range(options.rounds):
+            share = {task: conversations[number :: options.rounds] for task, conversations in prompts.items()}
+            for side in _rotated(list(settings), number):
+                progress.update(bar, description=f"starting {side}")
+                with (
+                    tempfile.TemporaryDirectory() as folder,
+                    serving(Path(folder), settings[side], command=options.command, environment=environment) as server,
+                ):
+                    progress.console.print(f"{side}: ready after {server.start_seconds:.0f} s")
+                    measured = measure(
+                        side,
+                        server,
+                        share,
+                        options.concurrency,
+                        options.max_tokens,
+                        lambda doing, more: progress.update(bar, description=doing, advance=more),
+                    )
+                    more_answers, more_groups = asyncio.run(measured)
+                answers += more_answers
+                groups += more_groups
     rows = summarise(answers, groups)
     about = about_this_run(options)
     console.print(table(rows))
