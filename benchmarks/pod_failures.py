@@ -89,7 +89,8 @@ def ray_start(group: dict[str, Any], *, head: bool) -> list[str]:
     parameters = {"metrics-export-port": "8080", **group["rayStartParams"]}
     limit = group["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
     parameters |= {"memory": str(int(limit[:-2]) * QUANTITIES[limit[-2:]]), "dashboard-agent-listen-port": "52365"}
-    where = ["--head"] if head else [f"--address={HEAD_SERVICE}:6379"]
+    # the autoscaler runs in a container of its own, which is left out here
+    where = ["--head", "--no-monitor"] if head else [f"--address={HEAD_SERVICE}:6379"]
     return ["ray", "start", *where, "--block", *(f"--{name}={value}" for name, value in parameters.items())]
 
 
@@ -117,6 +118,8 @@ class Cluster:
         self.ready: dict[str, bool] = {}
         self.would_restart: list[str] = []
         """Pods whose liveness probe failed so often that a kubelet would have restarted them."""
+        self.replaced: list[str] = []
+        """Pods that ended, and for which the operator started another."""
         self._numbers = iter(range(1, 1000))
         self._client = httpx.AsyncClient(timeout=5)
 
@@ -160,6 +163,7 @@ class Cluster:
             "RAY_AUTH_TOKEN": self.token,
             "RAY_REDIS_ADDRESS": redis,
             "REDIS_PASSWORD": self.redis_password,
+            "RAY_enable_autoscaler_v2": "1",
             "RAY_external_storage_namespace": "rehearsal",
             "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
             "RAY_ADDRESS": f"{HEAD_SERVICE}:6379",
@@ -190,6 +194,18 @@ class Cluster:
 
     def _authorization(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}"}
+
+    async def operate(self) -> None:
+        """Be the operator: start another pod for one that has ended, until cancelled."""
+        while True:
+            if self.head is not None and not self.head.running:
+                self.replaced.append(self.head.name)
+                await asyncio.sleep(HEAD_AWAY_SECONDS)
+                self.start_head()
+            for name in [n for n, pod in self.workers.items() if not pod.running and n not in self.replaced]:
+                self.replaced.append(name)
+                self.start_worker()
+            await asyncio.sleep(0.5)
 
     async def probe(self) -> None:
         """Be the kubelet: readiness and liveness of the workers, as the manifest has them, until cancelled."""
@@ -280,8 +296,7 @@ async def kill_worker(cluster: Cluster, load: Load) -> Incident:
     victim, survivor = cluster.workers.values()
     moment = time.monotonic()
     victim.kill()
-    # the node's own death is noticed by its probes; the operator starts another pod at once
-    cluster.start_worker()
+    # its probes notice; the operator starts another pod at once
     await until(_gone(cluster, victim), "the dead worker is out of the Service", 60)
     cluster.forget(victim)
     await until(lambda: whole(cluster), "two replicas again")
@@ -300,8 +315,6 @@ async def kill_head(cluster: Cluster, load: Load) -> Incident:
     assert cluster.head is not None
     moment = time.monotonic()
     cluster.head.kill()
-    await asyncio.sleep(HEAD_AWAY_SECONDS)
-    cluster.start_head()
     await until(lambda: whole(cluster), "the head knows its replicas again")
     incident = account("head killed", load, moment)
     if await cluster.replicas() != before:
@@ -372,7 +385,7 @@ async def rehearse(folder: Path, steps: list[str], width: int, max_tokens: int) 
             cluster.start_head()
             for _ in range(2):
                 cluster.start_worker()
-            background.append(asyncio.create_task(cluster.probe()))
+            background += [asyncio.create_task(cluster.probe()), asyncio.create_task(cluster.operate())]
             await until(lambda: _accepts(cluster), "the head takes the Serve configuration", 120)
             await until(lambda: whole(cluster), "two replicas")
             start_seconds = round(time.monotonic() - started, 1)
@@ -383,6 +396,7 @@ async def rehearse(folder: Path, steps: list[str], width: int, max_tokens: int) 
         for step in steps:
             with shown(f"{step}: under load"):
                 incidents.append(await STEPS[step](cluster, load))
+            console.print(str(incidents[-1]), markup=False)
             before = len(load.done)
             await until(lambda before=before: _finished(load, before + 2 * width), "streams finish", 120)  # type: ignore[misc]
         load.stop()
@@ -395,6 +409,7 @@ async def rehearse(folder: Path, steps: list[str], width: int, max_tokens: int) 
             "requests": dict(Counter(request.outcome for request in load.done)),
             "without_endpoint_seconds": round(load.without_endpoint_seconds, 1),
             "liveness_restarts": cluster.would_restart,
+            "pods_replaced": cluster.replaced,
         }
     except TimeoutError:
         for pod in [cluster.head, *cluster.workers.values()]:

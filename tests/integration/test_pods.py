@@ -64,7 +64,7 @@ def test_the_operator_s_commands_come_from_the_manifest() -> None:
 
     cluster = rendered()["spec"]["rayClusterConfig"]
     head = ray_start(cluster["headGroupSpec"], head=True)
-    assert head[:4] == ["ray", "start", "--head", "--block"]
+    assert head[:3] == ["ray", "start", "--head"]
     assert "--num-cpus=0" in head
     worker = ray_start(cluster["workerGroupSpecs"][0], head=False)
     assert {"--address=dflash-head-svc:6379", "--num-cpus=1"} <= set(worker)
