@@ -7,6 +7,7 @@ The same application as `serve run serve_config.yaml`; what this adds is the env
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import random
@@ -98,6 +99,7 @@ def run(config_path: Path, *, address: str | None, plain: bool) -> int:
         if address is None and ray.is_initialized():
             serve.shutdown()
             ray.shutdown()
+            _stop_haproxy()
 
 
 def load_config(path: Path) -> ServeDeploySchema:
@@ -157,6 +159,18 @@ def _haproxy_folder() -> Path:
     folder = tempfile.mkdtemp(prefix="dflash-", dir=base if len(base) <= LONGEST_HAPROXY_BASE else "/tmp")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
+
+
+def _stop_haproxy() -> None:
+    """One that was just replaced while Serve stopped outlives it."""
+    socket_path = os.environ.get("RAY_SERVE_HAPROXY_SOCKET_PATH")
+    if socket_path is None:
+        return
+    folder = f"{Path(socket_path).parent}/".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if any(argument.startswith(folder) for argument in (process / "cmdline").read_bytes().split(b"\0")):
+                os.kill(int(process.name), signal.SIGTERM)
 
 
 def _ports_of_our_own() -> dict[str, int]:
