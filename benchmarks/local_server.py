@@ -90,12 +90,15 @@ def serving(
         server.start_seconds = time.monotonic() - started
         yield server
     finally:
-        process.send_signal(signal.SIGINT)
+        # what service managers send; `serve run` knows only the other
+        process.send_signal(signal.SIGINT if command == "run" else signal.SIGTERM)
         try:
             process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(30)
+    if command != "run" and process.returncode != 0:
+        raise AssertionError(f"the server stopped with {process.returncode}:\n{tail(log)}")
 
 
 def _wait_until_ready(server: Server) -> None:

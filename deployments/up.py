@@ -67,7 +67,6 @@ def run(config_path: Path, *, address: str | None, plain: bool) -> int:
     except (OSError, ValueError) as error:
         console.print(f"[red]{config_path}:[/red] {escape(str(error))}")
         return 1
-    signal.signal(signal.SIGTERM, _interrupt)
 
     import ray
     from ray import serve
@@ -78,6 +77,7 @@ def run(config_path: Path, *, address: str | None, plain: bool) -> int:
     try:
         with console.status("starting Ray"):
             _init_ray(address)
+            _stop_on_signals()
             client = serve_start(config)
         if address is None:
             _make_bundled_models(config)
@@ -250,6 +250,12 @@ def _announce(config: ServeDeploySchema, seconds: float) -> None:
     url = f"http://{'localhost' if host in ('127.0.0.1', '0.0.0.0', None) else host}:{config.http_options.port}/v1"
     console.print(f"[green]ready[/green] in {seconds:.0f} s: {url}  (Ctrl-C stops)")
     console.print(f"  curl {url}/models", markup=False)
+
+
+def _stop_on_signals() -> None:
+    """After Ray has started: it takes SIGTERM for a crash. A shell's background job would have SIGINT ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
 
 
 def _interrupt(*_: object) -> None:
