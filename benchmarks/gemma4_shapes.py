@@ -6,16 +6,25 @@ The true shapes are those of google/gemma-4-31B-it's text model and z-lab/gemma-
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-DEVIATION = 0.02
-"""Standard deviation of random weights, but for norms and tiny embeddings."""
+CONTROL_TOKENS = (
+    *("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>"),
+    *("<|tool_call>", "<tool_call|>", "<|tool>", "<tool|>", "<|tool_response>", "<tool_response|>", '<|"|>'),
+)
+"""Gemma-4's, at ids of our own but for the first five."""
+
+CHAT_TEMPLATE = """{{ bos_token }}{% if enable_thinking %}<|turn>system
+<|think|><turn|>
+{% endif %}{% for message in messages %}<|turn>{{ 'model' if message.role == 'assistant' else message.role }}
+{{ message.content }}<turn|>
+{% endfor %}{% if add_generation_prompt %}<|turn>model
+{% endif %}"""
+"""As far as a text chat with and without thinking needs it."""
 
 
-def target_config(*, tiny: bool, vocab_size: int | None = None) -> dict[str, Any]:
+def target_config(*, tiny: bool) -> dict[str, Any]:
     """config.json of the target's text model; every sixth layer has full attention, with keys for values."""
     layers = 12 if tiny else 60
     shape: dict[str, Any] = {
@@ -50,7 +59,6 @@ def target_config(*, tiny: bool, vocab_size: int | None = None) -> dict[str, Any
         "architectures": ["Gemma4ForCausalLM"],
         "model_type": "gemma4_text",
         **shape,
-        **({"vocab_size": vocab_size} if vocab_size else {}),
         "num_hidden_layers": layers,
         "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * (layers // 6),
         "attention_k_eq_v": True,
@@ -70,9 +78,9 @@ def target_config(*, tiny: bool, vocab_size: int | None = None) -> dict[str, Any
     }
 
 
-def drafter_config(*, tiny: bool, vocab_size: int | None = None) -> dict[str, Any]:
+def drafter_config(*, tiny: bool) -> dict[str, Any]:
     """config.json of the drafter; the tiny one has full layers alone, as vLLM's V1 runner cannot mix them."""
-    target = target_config(tiny=tiny, vocab_size=vocab_size)
+    target = target_config(tiny=tiny)
     layers = 2 if tiny else 5
     return {
         "architectures": ["DFlashDraftModel"],
@@ -102,27 +110,35 @@ def drafter_config(*, tiny: bool, vocab_size: int | None = None) -> dict[str, An
     }
 
 
-def write_pair(folder: Path, *, tiny: bool, tokenizer: Path | None = None) -> tuple[Path, Path]:
-    """Folders of target and drafter: config.json, the tokenizer's files when given, random weights when tiny.
-
-    Args:
-        tokenizer: A model folder; its vocabulary becomes the tiny pair's.
-    """
+def write_pair(folder: Path, *, tiny: bool) -> tuple[Path, Path]:
+    """Folders of target and drafter: config.json, a stand-in tokenizer, random weights when tiny."""
     target, drafter = folder / "gemma-4-target", folder / "gemma-4-dflash"
-    vocab_size = None
-    if tokenizer is not None and tiny:
-        vocab_size = json.loads((tokenizer / "config.json").read_text())["vocab_size"]
-    configs = {target: target_config(tiny=tiny, vocab_size=vocab_size)}
-    configs[drafter] = drafter_config(tiny=tiny, vocab_size=vocab_size)
-    for path, config in configs.items():
+    for path, config in ((target, target_config(tiny=tiny)), (drafter, drafter_config(tiny=tiny))):
         path.mkdir(parents=True, exist_ok=True)
         (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        for name in TOKENIZER_FILES if tokenizer is not None else ():
-            if (file := tokenizer / name).is_file():
-                shutil.copy(file, path / name)
+    write_tokenizer(target)
     if tiny:
         _write_random_weights(target, drafter)
     return target, drafter
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Bytes, and Gemma-4's control tokens: enough for a chat through its reasoning and tool-call parsers."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*CONTROL_TOKENS, *letters])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in CONTROL_TOKENS])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **{f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")},
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _write_random_weights(target: Path, drafter: Path) -> None:

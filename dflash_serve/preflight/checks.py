@@ -131,6 +131,13 @@ def _pinned(settings: Settings) -> Iterator[Finding]:
 
 
 def _speculation(settings: Settings, here: Surroundings) -> Iterator[Finding]:
+    if settings.hardware.is_cpu and settings.speculation.options.get("rejection_sample_method") == "synthetic":
+        yield Finding(
+            "error",
+            "speculation.options.rejection_sample_method",
+            "vLLM's CPU sampler has no synthetic acceptance: the engine would stop at the first request",
+            "take it out",
+        )
     backend = settings.speculation.attention_backend
     if backend is not None and backend.upper() not in NON_CAUSAL_BACKENDS:
         yield Finding(

@@ -44,7 +44,7 @@ def memory_table(memory: Estimate) -> Table:
 
 def requests_table(memory: Estimate) -> Table:
     table = Table(
-        title=f"KV cache: {memory.kv_bytes_per_token / KIB:.0f} KiB a token, {memory.window_bytes / GIB:.2f} GiB of windows",
+        title=f"KV cache: {memory.kv_bytes_per_token / KIB:.0f} KiB a token, windows {memory.window_bytes / GIB:.2f} GiB",
         title_justify="left",
     )
     for name in ("tokens", "GiB to decode", "GiB to start", "requests that fit"):
