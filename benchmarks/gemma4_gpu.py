@@ -372,12 +372,13 @@ def main() -> None:
     parser.add_argument("--profile", default="gemma4-31b-h200")
     parser.add_argument("--part", choices=("serve", "engine"), help="default: both, each in a process of its own")
     parser.add_argument("--tiny", action="store_true", help="a tiny pair on a CPU")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     folder = options.out.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    if options.part is None:
-        for part in ("serve", "engine"):
-            command = [sys.executable, "-m", "benchmarks.gemma4_gpu", *sys.argv[1:], "--part", part]
+    if not options.here:
+        for part in [options.part] if options.part else ["serve", "engine"]:
+            command = [sys.executable, "-m", "benchmarks.gemma4_gpu", *sys.argv[1:], "--part", part, "--here"]
             subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": plugin_path(folder)}, check=False)
         return
     result = Result(folder)
