@@ -43,10 +43,9 @@ def memory_table(memory: Estimate) -> Table:
 
 
 def requests_table(memory: Estimate) -> Table:
-    table = Table(
-        title=f"KV cache: {memory.kv_bytes_per_token / KIB:.0f} KiB a token, windows {memory.window_bytes / GIB:.2f} GiB",
-        title_justify="left",
-    )
+    kib_per_token, windows_gib = memory.kv_bytes_per_token / KIB, memory.window_bytes / GIB
+    title = f"KV cache: {kib_per_token:.0f} KiB a token, windows {windows_gib:.2f} GiB"
+    table = Table(title=title, title_justify="left")
     for name in ("tokens", "GiB to decode", "GiB to start", "requests that fit"):
         table.add_column(name, justify="right")
     for fit in memory.fits:
