@@ -66,12 +66,18 @@ class Server:
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, args: dict[str, Any], *, command: str = "up", environment: dict[str, str] | None = None
+    folder: Path,
+    args: dict[str, Any],
+    *,
+    command: str = "up",
+    environment: dict[str, str] | None = None,
+    start_seconds: float = START_SECONDS,
 ) -> Iterator[Server]:
     """`dflash-serve up` (command "up", or "up --plain") or `serve run` (command "run") until the block ends."""
     port = free_port()
     config = write_config(folder / "serve_config.yaml", port, args)
-    program = [str(BIN / "serve"), "run"] if command == "run" else [str(BIN / "dflash-serve"), *command.split()]
+    ours = [sys.executable, "-c", "from dflash_serve.cli import main; main()", *command.split()]
+    program = [str(BIN / "serve"), "run"] if command == "run" else ours
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "VLLM_"))}
     log = folder / "server.log"
     started = time.monotonic()
@@ -86,7 +92,7 @@ def serving(
         )
     try:
         server = Server(port, process, log)
-        _wait_until_ready(server)
+        _wait_until_ready(server, start_seconds)
         server.start_seconds = time.monotonic() - started
         yield server
     finally:
@@ -101,9 +107,9 @@ def serving(
         raise AssertionError(f"the server stopped with {process.returncode}:\n{tail(log)}")
 
 
-def _wait_until_ready(server: Server) -> None:
+def _wait_until_ready(server: Server, seconds: float) -> None:
     """Until a replica answers: `/health` does so earlier, without one."""
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
             raise AssertionError(f"the server ended with {server.process.returncode}:\n{tail(server.log)}")
@@ -111,7 +117,7 @@ def _wait_until_ready(server: Server) -> None:
             if httpx.get(f"{server.url}/v1/models", timeout=2).status_code in (200, 401):
                 return
         time.sleep(0.25)
-    raise AssertionError(f"no answer after {START_SECONDS} s:\n{tail(server.log)}")
+    raise AssertionError(f"no answer after {seconds:.0f} s:\n{tail(server.log)}")
 
 
 def tail(path: Path, characters: int = 4000) -> str:

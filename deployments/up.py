@@ -118,12 +118,13 @@ def load_config(path: Path) -> ServeDeploySchema:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ValueError(problems) from None
-    for application in _ours(config):
+    for application in our_applications(config):
         check(application.args, http_host=config.http_options.host)
     return config
 
 
-def _ours(config: ServeDeploySchema) -> list[ServeApplicationSchema]:
+def our_applications(config: ServeDeploySchema) -> list[ServeApplicationSchema]:
+    """Those that our builder makes."""
     return [a for a in config.applications if a.import_path == BUILDER]
 
 
@@ -131,7 +132,7 @@ def _make_bundled_models(config: ServeDeploySchema) -> None:
     """Here, with a progress bar, rather than in a replica where nobody sees it."""
     from deployments.app import check, cluster_now
 
-    for application in _ours(config):
+    for application in our_applications(config):
         settings = check(application.args, http_host=config.http_options.host, cluster=cluster_now()).settings
         demo.resolve(settings.target)
 
