@@ -95,7 +95,7 @@ class Reference:
         self.target: Any = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
         self.drafter = DFlashDrafter.load(drafter, torch.device("cpu"))
         self.head = self.target.get_output_embeddings().weight.detach()
-        self.embedding = self.target.get_input_embeddings().weight.detach() * embedding_scale
+        self.embedding = self.target.get_input_embeddings().weight.detach() * embedding_scale  # type: ignore[operator]
 
     @torch.no_grad()
     def drafts(self, answer: dict[str, Any], prompt: list[int]) -> list[tuple[list[int], list[int]]]:
