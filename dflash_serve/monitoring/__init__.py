@@ -1,0 +1,4 @@
+"""Rules, dashboards and views made from the catalogue in `dflash_serve.metrics`.
+
+`python -m dflash_serve.monitoring` writes what is made here to monitoring/ and docs/; tests compare.
+"""
