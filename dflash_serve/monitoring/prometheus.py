@@ -19,7 +19,6 @@ import yaml
 
 from dflash_serve.monitoring import rules
 
-LATEST_SESSION = Path("/tmp/ray/session_latest")
 DISCOVERY = "prom_metrics_service_discovery.json"
 """In a Ray session's folder: the metrics addresses of its nodes, kept up to date by Ray."""
 SCRAPE_SECONDS = 5
