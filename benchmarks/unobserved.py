@@ -29,7 +29,7 @@ class Silence(Telemetry):
 
 
 class UnobservedServer(deployments.server.DFlashServer):
-    async def __init__(self, llm_config: Any, *, options: Any) -> None:
+    async def __init__(self, llm_config: Any, *, options: Any) -> None:  # type: ignore[misc]
         deployments.server.Telemetry = Silence  # type: ignore[misc]
         await super().__init__(llm_config, options=options)
         logging.getLogger("dflash_serve.access").disabled = True

@@ -21,6 +21,16 @@ Ray adds labels of its own (`NodeAddress`, `SessionName`, `WorkerId`, …). Ours
 {MAX_POSITIONS} values, `outcome` five, `traffic_class` those of `metrics.traffic_classes` (at most
 {MAX_TRAFFIC_CLASSES}) and `other`. No label and no value holds a prompt, an answer, a key or a user's name.
 
+## Each request
+
+The replica's log has one JSON object a request (logger `dflash_serve.access`; where Serve's `logging_config.encoding`
+is JSON, it is the `message`): model, request id, method, route, status, outcome, traffic class, trace id, tokens,
+verifications, draft and accepted tokens, acceptance length, `ttft_seconds`, `tpot_seconds`, `duration_seconds`. With
+`metrics.otlp_traces_endpoint` the engine sends a span for each request, part of the caller's trace where the request
+brings `traceparent`; its `gen_ai.request.id` ends in the request id.
+
+## What Ray does to metrics
+
 What Ray 2.60 does to every metric, and what to do about it:
 
 - Values travel every 10 s: scrape as often, and take rates over a minute or more.

@@ -33,9 +33,8 @@ BAR_WIDTH = 24
 
 @dataclass(frozen=True)
 class Row:
-    """One model or one replica of it; None where Prometheus knows nothing."""
+    """One replica; None where Prometheus knows nothing."""
 
-    model: str
     replica: str
     running: float | None
     waiting: float | None
@@ -85,47 +84,56 @@ def ask(prometheus: Prometheus) -> View:
             if not math.isnan(sample.value)
         }
 
-    by_replica = {
-        "running": q.now(m.RUNNING_REQUESTS, replica),
-        "waiting": q.now(m.WAITING_REQUESTS, replica),
-        "kv_cache_usage": q.now(m.KV_CACHE_USAGE, replica, "max"),
-        "output_tokens_per_second": q.output_tokens(replica),
-        "acceptance_length": q.acceptance_length(replica),
-        "draft_tokens": q.draft_tokens_per_verification(replica),
-        "ttft_seconds": q.quantile(0.95, m.TTFT, replica),
-        "tpot_seconds": q.quantile(0.5, m.TPOT, replica),
-    }
-    found = {name: values(expression, *replica.by) for name, expression in by_replica.items()}
-    alive = sorted(found["running"])
-    by_model = {
-        "requests_per_second": q.rate(m.REQUESTS, model),
-        "error_ratio": q.outcome_ratio("error", model),
-        "shed_ratio": q.outcome_ratio("shed", model),
-        "estimated_speedup": q.estimated_speedup(model),
-    }
-    figures = {name: values(expression, *model.by) for name, expression in by_model.items()}
+    def by_replica(expression: str) -> dict[tuple[str, ...], float]:
+        return values(expression, "model", "replica")
+
+    def by_model(expression: str) -> dict[tuple[str, ...], float]:
+        return values(expression, "model")
+
+    alive = by_replica(q.now(m.RUNNING_REQUESTS, replica))
+    waiting = by_replica(q.now(m.WAITING_REQUESTS, replica))
+    kv_cache_usage = by_replica(q.now(m.KV_CACHE_USAGE, replica, "max"))
+    output = by_replica(q.output_tokens(replica))
+    acceptance = by_replica(q.acceptance_length(replica))
+    draft_tokens = by_replica(q.draft_tokens_per_verification(replica))
+    ttft = by_replica(q.quantile(0.95, m.TTFT, replica))
+    tpot = by_replica(q.quantile(0.5, m.TPOT, replica))
+    requests = by_model(q.rate(m.REQUESTS, model))
+    errors = by_model(q.outcome_ratio("error", model))
+    shed = by_model(q.outcome_ratio("shed", model))
+    speedup = by_model(q.estimated_speedup(model))
     positions = values(q.position_acceptance_ratio(model), "model", "position")
     wanted = values(q.wanted_replicas(), "deployment")
     alerts = sorted({alert["labels"]["alertname"] for alert in prometheus.alerts() if alert["state"] == "firing"})
-    return View(
-        models=tuple(
-            ModelView(
-                model=name,
-                rows=tuple(
-                    Row(*key, **{column: cells.get(key) for column, cells in found.items()})
-                    for key in alive
-                    if key[0] == name
-                ),
-                acceptance_by_position={
-                    position: share for (of, position), share in sorted(positions.items()) if of == name
-                },
-                **{figure: cells.get((name,)) for figure, cells in figures.items()},
+    rows: dict[str, list[Row]] = {}
+    for key in sorted(alive):
+        of, name = key
+        rows.setdefault(of, []).append(
+            Row(
+                replica=name,
+                running=alive[key],
+                waiting=waiting.get(key),
+                kv_cache_usage=kv_cache_usage.get(key),
+                output_tokens_per_second=output.get(key),
+                acceptance_length=acceptance.get(key),
+                draft_tokens=draft_tokens.get(key),
+                ttft_seconds=ttft.get(key),
+                tpot_seconds=tpot.get(key),
             )
-            for name in dict.fromkeys(key[0] for key in alive)
-        ),
-        wanted_replicas=sum(wanted.values()) if wanted else None,
-        alerts=tuple(alerts),
+        )
+    models = tuple(
+        ModelView(
+            model=name,
+            requests_per_second=requests.get((name,)),
+            error_ratio=errors.get((name,)),
+            shed_ratio=shed.get((name,)),
+            estimated_speedup=speedup.get((name,)),
+            rows=tuple(replicas),
+            acceptance_by_position={p: share for (of, p), share in sorted(positions.items()) if of == name},
+        )
+        for name, replicas in rows.items()
     )
+    return View(models, sum(wanted.values()) if wanted else None, tuple(alerts))
 
 
 def render(view: View) -> RenderableType:
@@ -164,7 +172,7 @@ def _model(view: ModelView) -> RenderableType:
 def _replicas(rows: tuple[Row, ...]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("replica")
-    for title in ("running", "waiting", "KV cache", "tok/s", "acceptance", "K", "TTFT p95", "TPOT p50"):
+    for title in ("run", "wait", "KV", "tok/s", "acceptance", "K", "TTFT p95", "TPOT p50"):
         table.add_column(title, justify="right")
     for row in rows:
         table.add_row(

@@ -18,6 +18,7 @@ import httpx
 import openai
 import pytest
 import torch
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from safetensors.torch import load_file, save_file
 
 from benchmarks.collector import Collector
@@ -38,7 +39,8 @@ RULES = RuleParameters(rate_window_seconds=30, evaluation_interval_seconds=2, ac
 LOAD_SECONDS = 80
 SECRETS = ("canary-prompt", "canary-user", *API_KEYS)
 TRACE = "0af7651916cd43dd8448eb211c80319c"
-QUESTION = f"Count from 1 to 40. {SECRETS[0]}"
+QUESTION = "Take your time, and leave no number out. " * 20 + f"Count from 1 to 40. {SECRETS[0]}"
+"""Longer than a block of the KV cache (128 tokens on CPU), so that the prefix cache has something to find."""
 
 
 @dataclass
@@ -96,7 +98,8 @@ async def more_than_it_takes(server: Server) -> None:
 
 
 async def watch_alerts(prometheus: Prometheus, until: float) -> dict[str, float]:
-    started, fired = time.time(), {}
+    started = time.time()
+    fired: dict[str, float] = {}
     while time.time() < until:
         for alert in await asyncio.to_thread(prometheus.alerts):
             if alert["state"] == "firing":
@@ -116,13 +119,13 @@ def observed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
             async def run() -> dict[str, float]:
                 until = time.time() + LOAD_SECONDS
-                *_, fired = await asyncio.gather(
+                watching = asyncio.create_task(watch_alerts(prometheus, until))
+                await asyncio.gather(
                     *(keep_busy(server, MODEL, API_KEYS[0], until, worker=i) for i in range(2)),
                     *(keep_busy(bad, BAD_MODEL, "none", until, worker=i) for i in range(2)),
                     more_than_it_takes(server),
-                    watch_alerts(prometheus, until),
                 )
-                return fired
+                return await watching
 
             start = time.time()
             fired = asyncio.run(run())
@@ -239,7 +242,8 @@ def test_one_line_and_one_span_say_what_became_of_a_request(observed: Observed, 
         },
     )
     deadline = time.monotonic() + 20
-    spans, lines = [], []
+    spans: list[Span] = []
+    lines: list[str] = []
     while not (spans and lines):
         assert time.monotonic() < deadline, f"{len(collector.spans)} spans, {len(lines)} lines"
         time.sleep(0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class Case:
     alert: str
     what: str
     fires: bool
-    changes: dict[str, str | None] = field(default_factory=dict)
+    changes: Mapping[str, str | None] = field(default_factory=dict)
     """Series laid over the healthy fleet's; None takes one out."""
     at: str = "1h"
 
@@ -125,7 +126,7 @@ CASES = [
 
 
 def promtool_test(case: Case) -> dict[str, Any]:
-    series = {name: values for name, values in (HEALTHY_FLEET | case.changes).items() if values is not None}
+    series = {name: values for name, values in {**HEALTHY_FLEET, **case.changes}.items() if values is not None}
     firing = f'count(ALERTS{{alertname="{case.alert}", alertstate="firing"}}) or vector(0)'
     return {
         "name": case.name,

@@ -18,7 +18,7 @@ def printed(view: View) -> str:
     return console.export_text()
 
 
-ROW = Row("m", "r1", 3, 1, 0.42, 120.5, 2.4, 7.0, 0.31, 0.019)
+ROW = Row("r1", 3, 1, 0.42, 120.5, 2.4, 7.0, 0.31, 0.019)
 
 
 def test_figures_of_a_replica() -> None:
@@ -32,7 +32,7 @@ def test_figures_of_a_replica() -> None:
 
 
 def test_what_is_not_known_is_a_dash() -> None:
-    row = Row("m", "r1", 0, 0, 0.0, None, None, None, None, None)
+    row = Row("r1", 0, 0, 0.0, None, None, None, None, None)
     text = printed(View((ModelView("m", None, None, None, None, (row,)),), None, ("DFlashNoMetrics",)))
     assert "of – wanted    alerts DFlashNoMetrics" in text
     assert "estimated speed-up –" in text
