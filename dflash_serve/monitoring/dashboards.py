@@ -170,6 +170,10 @@ ACCEPTANCE_ABOUT = (
     "Tokens per verification, the bonus token included: 1 means that every draft token was rejected. "
     "Dashed: below it no drafter pays."
 )
+WAIT_ABOUT = (
+    "How long requests waited in the engine before they ran. vLLM's first bucket ends at 0.3 s: a value below that "
+    "means 0.3 s at most."
+)
 NOTHING = Scope("$__rate_interval", by=(), where=MATCHERS)
 """Over all chosen models and replicas."""
 
@@ -272,7 +276,7 @@ def fleet() -> dashboard.Dashboard:
             ),
             lines(
                 "Wait for the engine",
-                "How long requests waited in the engine before they ran.",
+                WAIT_ABOUT,
                 "s",
                 *_percentiles(m.VLLM_QUEUE_TIME, MODEL),
             ),
@@ -584,7 +588,7 @@ def replica() -> dashboard.Dashboard:
             ),
             lines(
                 "Wait for the engine, p95",
-                "How long requests waited in the engine before they ran.",
+                WAIT_ABOUT,
                 "s",
                 Query(q.quantile(0.95, m.VLLM_QUEUE_TIME, REPLICA), each),
                 width=6,

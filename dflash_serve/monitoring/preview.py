@@ -88,7 +88,7 @@ def _panel(
     if panel["type"] == "stat":
         _stat(frame, panel, found, unit)
         return
-    inner = figure.add_axes((left + 0.028, bottom + 0.1 * height + pad, width - 0.038, 0.88 * height - title))
+    inner = figure.add_axes((left + 0.034, bottom + 0.1 * height + pad, width - 0.044, 0.88 * height - title))
     inner.tick_params(labelsize=7, length=2)
     inner.grid(axis="y", color="#eeeeee")
     inner.spines[["top", "right"]].set_visible(False)
@@ -133,11 +133,13 @@ def _lines(axes: Axes, panel: dict[str, Any], found: Sequence[tuple[str, Series]
     for step in defaults.get("thresholds", {}).get("steps", []):
         if step.get("value") is not None:
             axes.axhline(step["value"], color="#d0312d", linewidth=0.9, linestyle="--")
-    axes.set_ylim(bottom=0, top=defaults.get("max"))
+    # room for the legend above the lines
+    axes.set_ylim(bottom=0, top=defaults.get("max") or axes.get_ylim()[1] * 1.2)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(matplotlib.dates.DateFormatter("%H:%M"))
     if found:
-        axes.legend(fontsize=6.5, loc="upper left", ncols=2, frameon=True, framealpha=0.75, edgecolor="none")
+        columns = 1 if max(len(name) for name, _ in found) > 30 else 2
+        axes.legend(fontsize=6.5, loc="upper left", ncols=columns, frameon=True, framealpha=0.75, edgecolor="none")
 
 
 def _bars(axes: Axes, found: Sequence[tuple[str, Series]], unit: str) -> None:

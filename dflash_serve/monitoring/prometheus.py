@@ -21,7 +21,8 @@ from dflash_serve.monitoring import rules
 
 DISCOVERY = "prom_metrics_service_discovery.json"
 """In a Ray session's folder: the metrics addresses of its nodes, kept up to date by Ray."""
-SCRAPE_SECONDS = 5
+SCRAPE_SECONDS = 10
+"""As often as Ray's metrics move; oftener, and rates show teeth."""
 START_SECONDS = 20
 GET_IT = "run `python3 scripts/prometheus.py`, or install Prometheus (Debian, Ubuntu: apt-get install prometheus)"
 

@@ -251,5 +251,5 @@ def _source(url: str | None, session: Path) -> Iterator[Prometheus]:
             f"no Ray session here ({discovery} is missing): start one with `make serve`, or name a Prometheus that "
             "scrapes the fleet with --prometheus"
         )
-    with tempfile.TemporaryDirectory() as folder, running(Path(folder), [discovery]) as prometheus:
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder), [discovery], scrape_seconds=5) as prometheus:
         yield prometheus

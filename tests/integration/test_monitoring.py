@@ -115,7 +115,8 @@ def observed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     args = {"model_id": BAD_MODEL, "drafter": str(shuffled_drafter(tmp_path_factory.mktemp("drafter")))}
     with serving(tmp_path_factory.mktemp("bad"), args) as bad:
         discovery = [metrics_discovery(server), metrics_discovery(bad)]
-        with running(tmp_path_factory.mktemp("prometheus"), discovery, parameters=RULES) as prometheus:
+        folder = tmp_path_factory.mktemp("prometheus")
+        with running(folder, discovery, parameters=RULES, scrape_seconds=5) as prometheus:
 
             async def run() -> dict[str, float]:
                 until = time.time() + LOAD_SECONDS
