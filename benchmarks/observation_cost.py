@@ -4,7 +4,8 @@
 
 On: our metrics and vLLM's with traffic classes, a Prometheus that scrapes them and evaluates the rules, the access log,
 per-request acceptance, and a trace of each request to a collector. Off: none of it (benchmarks/unobserved.py). Rounds
-go on, off, off, on, …, so that a drift of the machine weighs on both alike.
+go on, off, off, on, …, so that a drift of the machine weighs on both alike. Beside the speed stands the CPU time of
+the server's processes for a token, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import asyncio
 import contextlib
 import datetime
 import json
+import math
 import os
 import random
 import statistics
@@ -23,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from rich.console import Console
 from rich.progress import Progress
@@ -55,6 +58,17 @@ def unobserved(folder: Path) -> Iterator[Server]:
         yield server
 
 
+def cpu_seconds(server: Server) -> float:
+    """CPU time that the server's processes, Ray's among them, have used so far."""
+    top = psutil.Process(server.process.pid)
+    total = 0.0
+    for process in (top, *top.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            used = process.cpu_times()
+            total += used.user + used.system
+    return total
+
+
 async def tokens_per_second(server: Server, concurrency: int, requests: int, max_tokens: int) -> float:
     """Throughput of `requests` greedy streams of exactly `max_tokens`, `concurrency` at a time."""
     room = asyncio.Semaphore(concurrency)
@@ -79,24 +93,25 @@ async def tokens_per_second(server: Server, concurrency: int, requests: int, max
         return requests * max_tokens / (time.perf_counter() - began)
 
 
-def ratio(rounds: dict[str, list[float]]) -> tuple[float, float, float]:
-    """On over off: the median over pairs of rounds, and where 95 % of its bootstrap lies."""
-    pairs = [on / off for on, off in zip(rounds[ON], rounds[OFF], strict=True)]
+def ratio(rounds: dict[str, list[float]]) -> list[float]:
+    """On over off, the geometric mean over pairs of rounds, and where 95 % of its bootstrap lies."""
+    logs = [math.log(on / off) for on, off in zip(rounds[ON], rounds[OFF], strict=True)]
     chance = random.Random(0)
-    drawn = sorted(statistics.median(chance.choices(pairs, k=len(pairs))) for _ in range(2000))
-    return statistics.median(pairs), drawn[50], drawn[-51]
+    drawn = sorted(statistics.mean(chance.choices(logs, k=len(logs))) for _ in range(4000))
+    return [round(math.exp(value), 4) for value in (statistics.mean(logs), drawn[100], drawn[-101])]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=16, help="rounds of each side (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=60, help="rounds of each side (default %(default)s)")
     parser.add_argument("--concurrency", type=int, default=4)
-    parser.add_argument("--requests", type=int, default=8, help="requests of a round (default %(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--requests", type=int, default=4, help="requests of a round (default %(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "observation-cost-cpu.json")
     options = parser.parse_args()
     console = Console()
-    rounds: dict[str, list[float]] = {ON: [], OFF: []}
+    speeds: dict[str, list[float]] = {ON: [], OFF: []}
+    costs: dict[str, list[float]] = {ON: [], OFF: []}
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack, Progress(console=console) as progress:
         bar = progress.add_task("starting both servers", total=2 * options.rounds + 2)
         for side in (ON, OFF):
@@ -106,16 +121,18 @@ def main() -> None:
         for number in range(options.rounds + 1):
             for side in (ON, OFF) if number % 2 else (OFF, ON):
                 progress.update(bar, description=f"round {number} of {options.rounds}, {side}")
+                used = cpu_seconds(servers[side])
                 speed = asyncio.run(
                     tokens_per_second(servers[side], options.concurrency, options.requests, options.max_tokens)
                 )
                 if number:  # the first warms up
-                    rounds[side].append(round(speed, 2))
+                    speeds[side].append(round(speed, 2))
+                    used = cpu_seconds(servers[side]) - used
+                    costs[side].append(round(1000 * used / (options.requests * options.max_tokens), 3))
                 progress.update(bar, advance=1)
         spans = len(collector.spans)
     if not spans:
         raise SystemExit("no span reached the collector: observation was not on")
-    middle, low, high = ratio(rounds)
     result: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "cores": os.cpu_count(),
@@ -123,14 +140,17 @@ def main() -> None:
         "requests_of_a_round": options.requests,
         "max_tokens": options.max_tokens,
         "spans": spans,
-        "tokens_per_second": rounds,
-        "median_tokens_per_second": {side: round(statistics.median(speeds), 2) for side, speeds in rounds.items()},
-        "ratio": round(middle, 4),
-        "ratio_95_percent": [round(low, 4), round(high, 4)],
+        "tokens_per_second_ratio": ratio(speeds),
+        "cpu_milliseconds_per_token_ratio": ratio(costs),
+        "mean_tokens_per_second": {side: round(statistics.mean(values), 2) for side, values in speeds.items()},
+        "mean_cpu_milliseconds_per_token": {side: round(statistics.mean(values), 3) for side, values in costs.items()},
+        "tokens_per_second": speeds,
+        "cpu_milliseconds_per_token": costs,
     }
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    console.print(result)
-    console.print(f"on / off = {middle:.4f} (95 %: {low:.4f} to {high:.4f}); written: {options.out}")
+    options.out.write_text(json.dumps(result) + "\n")
+    for name, values in (("tokens/s", ratio(speeds)), ("CPU time per token", ratio(costs))):
+        console.print(f"{name}, on / off: {values[0]:.4f} (95 %: {values[1]:.4f} to {values[2]:.4f})")
+    console.print(f"written: {options.out}")
 
 
 if __name__ == "__main__":

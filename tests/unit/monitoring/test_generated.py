@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from dflash_serve import metrics
 from dflash_serve.monitoring.__main__ import ROOT, rendered
@@ -74,6 +77,14 @@ def test_dashboards_have_the_agreed_frame() -> None:
         for panel in panels(board):
             place = panel["gridPos"]
             assert place["x"] + place["w"] <= 24, panel["title"]
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_grafanas_types_take_every_field(name: str) -> None:
+    """Read into the SDK's types and written again, nothing is lost and nothing added."""
+    register_default_plugins()
+    board = Dashboard.from_json(json.loads(FILES[name]))
+    assert JSONEncoder(sort_keys=True, indent=2).encode(board) + "\n" == FILES[name]
 
 
 def test_rates_in_panels_follow_the_zoom() -> None:
