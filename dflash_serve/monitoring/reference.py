@@ -41,6 +41,20 @@ What Ray 2.60 does to every metric, and what to do about it:
   replica that has gone. Nothing stale is shown.
 """
 
+_DASHBOARDS = """\
+## Dashboards
+
+`monitoring/dashboards/*.json`, for Grafana 11 or later: import them, mount them, or let `make monitor` provision them.
+The pictures are their panels drawn from the series of a load test on two CPU cores
+(`python -m benchmarks.dashboard_preview`): the load climbs until one replica is full, and a second one starts.
+
+| | |
+|---|---|
+| Fleet | ![Fleet](dashboards/fleet.png) |
+| Speculation | ![Speculation](dashboards/speculation.png) |
+| Replica | ![Replica](dashboards/replica.png) |
+"""
+
 _ALERTS_HEAD = """\
 # Alerts
 
@@ -55,6 +69,7 @@ def render_metrics() -> str:
     parts = [_METRICS_HEAD, "## Exported by dflash-serve\n", _table(CATALOGUE)]
     for origin in dict.fromkeys(metric.origin for metric in RELIED_ON):
         parts += [f"## Relied on: {origin}\n", _table([metric for metric in RELIED_ON if metric.origin == origin])]
+    parts.append(_DASHBOARDS)
     return "\n".join(parts)
 
 
