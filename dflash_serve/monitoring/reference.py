@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from dflash_serve.metrics import CATALOGUE, MAX_POSITIONS, MAX_TRAFFIC_CLASSES, RELIED_ON, Metric
@@ -79,10 +80,8 @@ def render_alerts() -> str:
     sections = []
     for alert in alerts(parameters):
         after = duration(alert.for_seconds) if alert.for_seconds else "at once"
-        plain = alert.summary.replace("{{ $labels.model }}", "a model").replace(
-            "{{ $labels.deployment }}", "A deployment"
-        )
-        plain = plain.replace(" {{ $labels.replica }}", "")
+        plain = re.sub(r"(?:[Rr]eplica )?\{\{ \$labels\.(\w+) \}\}", r"a \1", alert.summary)
+        plain = plain[0].upper() + plain[1:]
         rows.append(f"| [{alert.name}](#{alert.name.lower()}) | {alert.severity} | {after} | {plain} |")
         sections.append(
             "\n".join(
