@@ -35,6 +35,7 @@ class Telemetry:
             (catalogue.PROMPT_TOKENS, record.prompt_tokens),
             (catalogue.COMPLETION_TOKENS, record.completion_tokens),
             (catalogue.REQUEST_VERIFICATIONS, record.num_drafts),
+            (catalogue.REQUEST_DRAFT_TOKENS, record.draft_tokens),
             (catalogue.REQUEST_ACCEPTED_TOKENS, record.accepted_tokens),
         ):
             self._count(metric, amount or 0, **by_class)

@@ -115,6 +115,9 @@ COMPLETION_TOKENS = Metric("dflash_completion_tokens", "counter", "Tokens given 
 REQUEST_VERIFICATIONS = Metric(
     "dflash_request_verifications", "counter", "Verifications of ended requests.", labels=CLASS_LABELS
 )
+REQUEST_DRAFT_TOKENS = Metric(
+    "dflash_request_draft_tokens", "counter", "Draft tokens proposed for ended requests.", labels=CLASS_LABELS
+)
 REQUEST_ACCEPTED_TOKENS = Metric(
     "dflash_request_accepted_tokens", "counter", "Accepted draft tokens of ended requests.", labels=CLASS_LABELS
 )
