@@ -37,7 +37,7 @@ def test_the_bundled_pair_on_cpu() -> None:
     assert kwargs["engine_kwargs"]["speculative_config"] == {
         "method": "dflash",
         "model": "demo:smollm2-135m-dflash",
-        "num_speculative_tokens": 7,
+        "num_speculative_tokens": 5,
     }
 
 
