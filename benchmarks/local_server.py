@@ -74,11 +74,13 @@ def serving(
     command: str = "up",
     environment: dict[str, str] | None = None,
     base: Path = ROOT / "serve_config.yaml",
+    start_seconds: float = START_SECONDS,
 ) -> Iterator[Server]:
     """`dflash-serve up` (command "up", or "up --plain") or `serve run` (command "run") until the block ends."""
     port = free_port()
     config = write_config(folder / "serve_config.yaml", port, args, base)
-    program = [str(BIN / "serve"), "run"] if command == "run" else [str(BIN / "dflash-serve"), *command.split()]
+    ours = [sys.executable, "-c", "from dflash_serve.cli import main; main()", *command.split()]
+    program = [str(BIN / "serve"), "run"] if command == "run" else ours
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "VLLM_"))}
     log = folder / "server.log"
     started = time.monotonic()
@@ -93,21 +95,24 @@ def serving(
         )
     try:
         server = Server(port, process, log)
-        _wait_until_ready(server)
+        _wait_until_ready(server, start_seconds)
         server.start_seconds = time.monotonic() - started
         yield server
     finally:
-        process.send_signal(signal.SIGINT)
+        # what service managers send; `serve run` knows only the other
+        process.send_signal(signal.SIGINT if command == "run" else signal.SIGTERM)
         try:
             process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(30)
+    if command != "run" and process.returncode != 0:
+        raise AssertionError(f"the server stopped with {process.returncode}:\n{tail(log)}")
 
 
-def _wait_until_ready(server: Server) -> None:
+def _wait_until_ready(server: Server, seconds: float) -> None:
     """Until a replica answers: `/health` does so earlier, without one."""
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
             raise AssertionError(f"the server ended with {server.process.returncode}:\n{tail(server.log)}")
@@ -115,7 +120,7 @@ def _wait_until_ready(server: Server) -> None:
             if httpx.get(f"{server.url}/v1/models", timeout=2).status_code in (200, 401):
                 return
         time.sleep(0.25)
-    raise AssertionError(f"no answer after {START_SECONDS} s:\n{tail(server.log)}")
+    raise AssertionError(f"no answer after {seconds:.0f} s:\n{tail(server.log)}")
 
 
 def tail(path: Path, characters: int = 4000) -> str:

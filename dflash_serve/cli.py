@@ -40,6 +40,18 @@ def up(
 
 
 @app.command()
+def preflight(
+    config: Annotated[Path, typer.Argument(help="Serve configuration file.")] = Path("serve_config.yaml"),
+    *,
+    profile: Annotated[str | None, typer.Option(help="Check with this profile instead of the configuration's.")] = None,
+) -> None:
+    """Check CONFIG without starting anything: models that do not fit each other, memory, what would be slow."""
+    from deployments.preflight import run
+
+    raise typer.Exit(run(config, profile=profile))
+
+
+@app.command()
 def prepare() -> None:
     """Make the bundled model pair (done by `up` too); prints where it lies."""
     from dflash_serve.demo.__main__ import main as make_pair
