@@ -18,6 +18,8 @@ import httpx
 import openai
 import yaml
 
+from dflash_serve.monitoring.prometheus import DISCOVERY
+
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 # the first start on a new GPU node, nothing compiled or cached, took 201 s
@@ -33,9 +35,9 @@ def free_port() -> int:
         return port
 
 
-def write_config(path: Path, port: int, args: dict[str, Any]) -> Path:
-    """The repository's serve_config.yaml with another port and `args` laid over its own."""
-    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+def write_config(path: Path, port: int, args: dict[str, Any], base: Path = ROOT / "serve_config.yaml") -> Path:
+    """The repository's serve_config.yaml, or `base`, with another port and `args` laid over its own."""
+    config = yaml.safe_load(base.read_text())
     config["http_options"]["port"] = port
     config["applications"][0]["args"].update(args)
     path.write_text(yaml.safe_dump(config))
@@ -71,11 +73,12 @@ def serving(
     *,
     command: str = "up",
     environment: dict[str, str] | None = None,
+    base: Path = ROOT / "serve_config.yaml",
     start_seconds: float = START_SECONDS,
 ) -> Iterator[Server]:
     """`dflash-serve up` (command "up", or "up --plain") or `serve run` (command "run") until the block ends."""
     port = free_port()
-    config = write_config(folder / "serve_config.yaml", port, args)
+    config = write_config(folder / "serve_config.yaml", port, args, base)
     ours = [sys.executable, "-c", "from dflash_serve.cli import main; main()", *command.split()]
     program = [str(BIN / "serve"), "run"] if command == "run" else ours
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "VLLM_"))}
@@ -128,6 +131,11 @@ def session_folder(server: Server) -> Path:
     """The Ray session that the server's process started: the newest with its process id in the name."""
     sessions = sorted(Path("/tmp/ray").glob(f"session_*_{server.process.pid}"))
     return sessions[-1]
+
+
+def metrics_discovery(server: Server) -> Path:
+    """The file in which Ray lists the metrics addresses of the server's nodes."""
+    return session_folder(server) / DISCOVERY
 
 
 def replica_logs(server: Server) -> list[str]:
