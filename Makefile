@@ -4,7 +4,7 @@ BIN := .venv/bin
 CONFIG ?= serve_config.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test unit integration lint format bench clean
+.PHONY: help setup prometheus serve monitor test unit integration lint format bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -13,16 +13,22 @@ setup:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: make PYTHON=/path/to/python3.12 ..."; exit 1; }
 	@$(PYTHON) scripts/bootstrap.py
 
+prometheus: setup
+	@$(BIN)/python scripts/prometheus.py --into $(BIN)
+
 serve: setup  ## set up, then serve on http://localhost:8000/v1 (CONFIG=serve_config.yaml)
 	@$(BIN)/dflash-serve up $(CONFIG)
 
-test: setup  ## set up, then run every test
+monitor: prometheus  ## Prometheus with our alerts for the running server, and Grafana where it is installed
+	@$(BIN)/python -m dflash_serve.monitoring.local
+
+test: prometheus  ## set up, then run every test
 	$(BIN)/pytest tests
 
-unit: setup  ## unit tests alone (seconds)
+unit: prometheus  ## unit tests alone (seconds)
 	$(BIN)/pytest tests/unit
 
-integration: setup  ## tests against the real engine
+integration: prometheus  ## tests against the real engine
 	$(BIN)/pytest tests/integration
 
 lint: setup  ## ruff and mypy

@@ -234,7 +234,8 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 
 def markdown(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
-    lines = [f"# DFlash against autoregressive, {about['date']}", ""]
+    compared = any(row["side"] == AUTOREGRESSIVE for row in rows)
+    lines = [f"# DFlash{' against autoregressive' if compared else ', acceptance length'}, {about['date']}", ""]
     lines += [f"- {name}: {value}" for name, value in about.items() if name != "date"]
     lines += ["", "| " + " | ".join(COLUMNS.values()) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join("" if row[c] is None else str(row[c]) for c in COLUMNS) + " |" for row in rows]
@@ -298,7 +299,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, help="folder with one JSONL file a task")
     parser.add_argument("--per-task", type=int, default=8, help="prompts taken from each task (default 8)")
     parser.add_argument("--max-tokens", type=int, default=256)
-    parser.add_argument("--draft-tokens", type=int, nargs="+", default=[7], help="K of each DFlash server (default 7)")
+    parser.add_argument("--draft-tokens", type=int, nargs="+", default=[5], help="K of each DFlash server (default 5)")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--command", default="up", choices=["up", "up --plain"], help="how the servers are started")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "dflash-vs-ar-cpu")

@@ -18,9 +18,12 @@ import httpx
 import openai
 import yaml
 
+from dflash_serve.monitoring.prometheus import DISCOVERY
+
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-START_SECONDS = 240
+# the first start on a new GPU node, nothing compiled or cached, took 201 s
+START_SECONDS = 300
 STOP_SECONDS = 90
 MODEL = "smollm2-135m-instruct"
 
@@ -32,9 +35,9 @@ def free_port() -> int:
         return port
 
 
-def write_config(path: Path, port: int, args: dict[str, Any]) -> Path:
-    """The repository's serve_config.yaml with another port and `args` laid over its own."""
-    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+def write_config(path: Path, port: int, args: dict[str, Any], base: Path = ROOT / "serve_config.yaml") -> Path:
+    """The repository's serve_config.yaml, or `base`, with another port and `args` laid over its own."""
+    config = yaml.safe_load(base.read_text())
     config["http_options"]["port"] = port
     config["applications"][0]["args"].update(args)
     path.write_text(yaml.safe_dump(config))
@@ -65,12 +68,19 @@ class Server:
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, args: dict[str, Any], *, command: str = "up", environment: dict[str, str] | None = None
+    folder: Path,
+    args: dict[str, Any],
+    *,
+    command: str = "up",
+    environment: dict[str, str] | None = None,
+    base: Path = ROOT / "serve_config.yaml",
+    start_seconds: float = START_SECONDS,
 ) -> Iterator[Server]:
     """`dflash-serve up` (command "up", or "up --plain") or `serve run` (command "run") until the block ends."""
     port = free_port()
-    config = write_config(folder / "serve_config.yaml", port, args)
-    program = [str(BIN / "serve"), "run"] if command == "run" else [str(BIN / "dflash-serve"), *command.split()]
+    config = write_config(folder / "serve_config.yaml", port, args, base)
+    ours = [sys.executable, "-c", "from dflash_serve.cli import main; main()", *command.split()]
+    program = [str(BIN / "serve"), "run"] if command == "run" else ours
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "VLLM_"))}
     log = folder / "server.log"
     started = time.monotonic()
@@ -85,21 +95,24 @@ def serving(
         )
     try:
         server = Server(port, process, log)
-        _wait_until_ready(server)
+        _wait_until_ready(server, start_seconds)
         server.start_seconds = time.monotonic() - started
         yield server
     finally:
-        process.send_signal(signal.SIGINT)
+        # what service managers send; `serve run` knows only the other
+        process.send_signal(signal.SIGINT if command == "run" else signal.SIGTERM)
         try:
             process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(30)
+    if command != "run" and process.returncode != 0:
+        raise AssertionError(f"the server stopped with {process.returncode}:\n{tail(log)}")
 
 
-def _wait_until_ready(server: Server) -> None:
+def _wait_until_ready(server: Server, seconds: float) -> None:
     """Until a replica answers: `/health` does so earlier, without one."""
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
             raise AssertionError(f"the server ended with {server.process.returncode}:\n{tail(server.log)}")
@@ -107,7 +120,7 @@ def _wait_until_ready(server: Server) -> None:
             if httpx.get(f"{server.url}/v1/models", timeout=2).status_code in (200, 401):
                 return
         time.sleep(0.25)
-    raise AssertionError(f"no answer after {START_SECONDS} s:\n{tail(server.log)}")
+    raise AssertionError(f"no answer after {seconds:.0f} s:\n{tail(server.log)}")
 
 
 def tail(path: Path, characters: int = 4000) -> str:
@@ -118,6 +131,11 @@ def session_folder(server: Server) -> Path:
     """The Ray session that the server's process started: the newest with its process id in the name."""
     sessions = sorted(Path("/tmp/ray").glob(f"session_*_{server.process.pid}"))
     return sessions[-1]
+
+
+def metrics_discovery(server: Server) -> Path:
+    """The file in which Ray lists the metrics addresses of the server's nodes."""
+    return session_folder(server) / DISCOVERY
 
 
 def replica_logs(server: Server) -> list[str]:

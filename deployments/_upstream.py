@@ -1,4 +1,4 @@
-"""Every private name of Ray that we lean on. tests/unit/test_upstream.py fails when one moves."""
+"""Every private name of Ray that we lean on. tests/unit/deployments/test_upstream.py fails when one moves."""
 
 from __future__ import annotations
 

@@ -10,9 +10,11 @@ import ray
 from ray import serve
 from ray.serve.deployment import Application
 
+from dflash_serve import preflight
 from dflash_serve.settings import (
     Cluster,
     Resolved,
+    Settings,
     SettingsError,
     check_engine_arguments,
     check_speculation_options,
@@ -36,9 +38,13 @@ def build(args: dict[str, Any]) -> Application:
 
     resolved = check(args, http_host=http_host(), cluster=cluster_now())
     settings = resolved.settings
-    check_engine_arguments(settings.engine, _engine_argument_names())
-    check_speculation_options(settings.speculation.options, _speculation_option_names())
+    check_names_of_vllm(settings)
     logger.info("profile %s: %s", resolved.profile, resolved.reason)
+    found = preflight.run(settings)
+    for warning in found.warnings:
+        logger.warning("preflight: %s", warning)
+    if found.errors:
+        raise SettingsError(found.errors)
     llm_config = LLMConfig(**llm_config_kwargs(settings))
     server = build_llm_deployment(
         llm_config,
@@ -68,6 +74,12 @@ def check(args: dict[str, Any], *, http_host: str | None, cluster: Cluster | Non
             )
         logger.warning("no API keys: whoever can connect to %s is served (auth.anonymous: anywhere)", http_host)
     return resolved
+
+
+def check_names_of_vllm(settings: Settings) -> None:
+    """Raises SettingsError for engine arguments and speculation options that vLLM does not have. Imports vllm."""
+    check_engine_arguments(settings.engine, _engine_argument_names())
+    check_speculation_options(settings.speculation.options, _speculation_option_names())
 
 
 def cluster_now() -> Cluster:

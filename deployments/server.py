@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,9 @@ from ray.serve.llm.deployment import LLMServer
 
 from deployments.telemetry import Telemetry
 from dflash_serve import demo
-from dflash_serve.gateway import Gateway, GatewayConfig, load_api_keys
+from dflash_serve.gateway import Gateway, GatewayConfig, TrafficClasses, load_api_keys
 from dflash_serve.routing import DEAD, IN_FLIGHT, REPORT_NUMBER
-from dflash_serve.settings.model import Auth, Limits, Settings
+from dflash_serve.settings.model import Auth, Limits, Metrics, Settings
 from dflash_serve.speculation.acceptance import AcceptanceWindow
 
 if TYPE_CHECKING:
@@ -32,11 +33,11 @@ class ReplicaOptions:
 
     auth: Auth
     limits: Limits
-    acceptance_window_seconds: float
+    metrics: Metrics
 
     @classmethod
     def of(cls, settings: Settings) -> ReplicaOptions:
-        return cls(settings.auth, settings.limits, settings.metrics.acceptance_window_seconds)
+        return cls(settings.auth, settings.limits, settings.metrics)
 
     def gateway_config(self) -> GatewayConfig:
         """Reads the keys. Raises ValueError when there are none where they should be."""
@@ -49,6 +50,11 @@ class ReplicaOptions:
             max_concurrent_requests=self.limits.max_concurrent_requests,
             # Serve puts the same id there
             set_request_id_header=False,
+            traffic=TrafficClasses(
+                tuple(self.metrics.traffic_classes),
+                self.metrics.traffic_class_header,
+                self.metrics.traffic_class_keys,
+            ),
         )
 
 
@@ -63,6 +69,7 @@ class DFlashServer(LLMServer):
         from dflash_serve.vllm_ext.openmp import preload_intel_openmp
         from dflash_serve.vllm_ext.stat_logger import engine_stats
 
+        started = time.monotonic()
         _log_beside_serve()
         if (library := preload_intel_openmp(os.environ)) is not None:
             logger.info("the engine runs with %s", library)
@@ -70,10 +77,10 @@ class DFlashServer(LLMServer):
         self._reports = itertools.count()
         self._gateway: Gateway | None = None
         self._stats = engine_stats()
-        self._stats.window = AcceptanceWindow(options.acceptance_window_seconds)
+        self._stats.window = AcceptanceWindow(options.metrics.acceptance_window_seconds)
         self._telemetry = Telemetry(llm_config.model_id, serve.get_replica_context().replica_id.unique_id)
         await super().__init__(with_local_models(llm_config))
-        self._telemetry.start(lambda: self._stats)
+        self._telemetry.start(lambda: self._stats, start_seconds=time.monotonic() - started)
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         app = await super().__serve_build_asgi_app__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray.util import metrics as ray_metrics
@@ -24,18 +24,25 @@ class Telemetry:
     def __init__(self, model_id: str, replica_id: str) -> None:
         self._tags = {"model": model_id, "replica": replica_id}
         self._metrics = {metric.name: _make(metric) for metric in catalogue.CATALOGUE}
-        self._published = dict.fromkeys((catalogue.VERIFICATIONS, catalogue.DRAFT_TOKENS, catalogue.ACCEPTED_TOKENS), 0)
+        self._published: dict[tuple[str, ...], int] = {}
         self._task: asyncio.Task[None] | None = None
 
     def observe(self, record: RequestRecord) -> None:
         """Count one finished request."""
-        self._count(catalogue.REQUESTS, 1, outcome=record.outcome)
-        if record.completion_tokens:
-            self._count(catalogue.COMPLETION_TOKENS, record.completion_tokens)
-        if record.stream and record.outcome == "ok" and record.ttft_seconds is not None:
-            self._metrics[catalogue.TTFT.name].observe(record.ttft_seconds, tags=self._tags)
-        if record.acceptance_length is not None:
-            self._metrics[catalogue.REQUEST_ACCEPTANCE_LENGTH.name].observe(record.acceptance_length, tags=self._tags)
+        by_class = {"traffic_class": record.traffic_class}
+        self._count(catalogue.REQUESTS, 1, outcome=record.outcome, **by_class)
+        for metric, amount in (
+            (catalogue.PROMPT_TOKENS, record.prompt_tokens),
+            (catalogue.COMPLETION_TOKENS, record.completion_tokens),
+            (catalogue.REQUEST_VERIFICATIONS, record.num_drafts),
+            (catalogue.REQUEST_DRAFT_TOKENS, record.draft_tokens),
+            (catalogue.REQUEST_ACCEPTED_TOKENS, record.accepted_tokens),
+        ):
+            self._count(metric, amount or 0, **by_class)
+        if record.stream and record.outcome == "ok":
+            self._observe(catalogue.TTFT, record.ttft_seconds, **by_class)
+        self._observe(catalogue.TPOT, record.time_per_output_token_seconds, **by_class)
+        self._observe(catalogue.REQUEST_ACCEPTANCE_LENGTH, record.acceptance_length, **by_class)
 
     def publish(self, stats: EngineStats) -> None:
         """Set gauges and move counters to where the engine stands now."""
@@ -43,25 +50,35 @@ class Telemetry:
         self._set(catalogue.WAITING_REQUESTS, stats.waiting_requests)
         self._set(catalogue.KV_CACHE_USAGE, stats.kv_cache_usage)
         acceptance_length = stats.acceptance_length()
-        if acceptance_length is not None:
+        if acceptance_length is not None:  # a gauge that is not set again disappears: nothing stale is shown
             self._set(catalogue.ACCEPTANCE_LENGTH, acceptance_length)
-        for metric, value in (
-            (catalogue.VERIFICATIONS, stats.total.verifications),
-            (catalogue.DRAFT_TOKENS, stats.total.draft_tokens),
-            (catalogue.ACCEPTED_TOKENS, stats.total.accepted_tokens),
+        total = stats.total
+        self._move(catalogue.VERIFICATIONS, total.verifications)
+        self._move(catalogue.DRAFT_TOKENS, total.draft_tokens)
+        self._move(catalogue.ACCEPTED_TOKENS, total.accepted_tokens)
+        for metric, counts in (
+            (catalogue.POSITION_DRAFT_TOKENS, total.drafted_per_position),
+            (catalogue.POSITION_ACCEPTED_TOKENS, total.accepted_per_position),
         ):
-            self._count(metric, value - self._published[metric])
-            self._published[metric] = value
+            for position, count in by_position(counts).items():
+                self._move(metric, count, position=position)
 
-    def start(self, stats: Callable[[], EngineStats]) -> None:
+    def start(self, stats: Callable[[], EngineStats], *, start_seconds: float) -> None:
         """Publish every second, from the running event loop, until it ends."""
 
         async def loop() -> None:
             while True:
                 self.publish(stats())
+                self._set(catalogue.START_SECONDS, start_seconds)
                 await asyncio.sleep(PUBLISH_PERIOD_SECONDS)
 
         self._task = asyncio.get_running_loop().create_task(loop())
+
+    def _move(self, metric: Metric, value: int, **labels: str) -> None:
+        """Count up to `value`."""
+        key = (metric.name, *labels.values())
+        self._count(metric, value - self._published.get(key, 0), **labels)
+        self._published[key] = value
 
     def _count(self, metric: Metric, amount: int, **labels: str) -> None:
         if amount > 0:  # Ray's counters refuse zero
@@ -69,6 +86,19 @@ class Telemetry:
 
     def _set(self, metric: Metric, value: float) -> None:
         self._metrics[metric.name].set(value, tags=self._tags)
+
+    def _observe(self, metric: Metric, value: float | None, **labels: str) -> None:
+        if value is not None:
+            self._metrics[metric.name].observe(value, tags=self._tags | labels)
+
+
+def by_position(counts: Sequence[int]) -> dict[str, int]:
+    """Label of a position -> count; as many labels as the catalogue allows, the last for all that lie beyond."""
+    labelled: dict[str, int] = {}
+    for index, count in enumerate(counts):
+        label = catalogue.position_label(index)
+        labelled[label] = labelled.get(label, 0) + count
+    return labelled
 
 
 def _make(metric: Metric) -> Any:

@@ -7,6 +7,7 @@ The same application as `serve run serve_config.yaml`; what this adds is the env
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import random
@@ -66,7 +67,6 @@ def run(config_path: Path, *, address: str | None, plain: bool) -> int:
     except (OSError, ValueError) as error:
         console.print(f"[red]{config_path}:[/red] {escape(str(error))}")
         return 1
-    signal.signal(signal.SIGTERM, _interrupt)
 
     import ray
     from ray import serve
@@ -77,6 +77,7 @@ def run(config_path: Path, *, address: str | None, plain: bool) -> int:
     try:
         with console.status("starting Ray"):
             _init_ray(address)
+            _stop_on_signals()
             client = serve_start(config)
         if address is None:
             _make_bundled_models(config)
@@ -98,6 +99,7 @@ def run(config_path: Path, *, address: str | None, plain: bool) -> int:
         if address is None and ray.is_initialized():
             serve.shutdown()
             ray.shutdown()
+            _stop_haproxy()
 
 
 def load_config(path: Path) -> ServeDeploySchema:
@@ -116,12 +118,13 @@ def load_config(path: Path) -> ServeDeploySchema:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ValueError(problems) from None
-    for application in _ours(config):
+    for application in our_applications(config):
         check(application.args, http_host=config.http_options.host)
     return config
 
 
-def _ours(config: ServeDeploySchema) -> list[ServeApplicationSchema]:
+def our_applications(config: ServeDeploySchema) -> list[ServeApplicationSchema]:
+    """Those that our builder makes."""
     return [a for a in config.applications if a.import_path == BUILDER]
 
 
@@ -129,7 +132,7 @@ def _make_bundled_models(config: ServeDeploySchema) -> None:
     """Here, with a progress bar, rather than in a replica where nobody sees it."""
     from deployments.app import check, cluster_now
 
-    for application in _ours(config):
+    for application in our_applications(config):
         settings = check(application.args, http_host=config.http_options.host, cluster=cluster_now()).settings
         demo.resolve(settings.target)
 
@@ -157,6 +160,18 @@ def _haproxy_folder() -> Path:
     folder = tempfile.mkdtemp(prefix="dflash-", dir=base if len(base) <= LONGEST_HAPROXY_BASE else "/tmp")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
+
+
+def _stop_haproxy() -> None:
+    """One that was just replaced while Serve stopped outlives it."""
+    socket_path = os.environ.get("RAY_SERVE_HAPROXY_SOCKET_PATH")
+    if socket_path is None:
+        return
+    folder = f"{Path(socket_path).parent}/".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if any(argument.startswith(folder) for argument in (process / "cmdline").read_bytes().split(b"\0")):
+                os.kill(int(process.name), signal.SIGTERM)
 
 
 def _ports_of_our_own() -> dict[str, int]:
@@ -236,6 +251,12 @@ def _announce(config: ServeDeploySchema, seconds: float) -> None:
     url = f"http://{'localhost' if host in ('127.0.0.1', '0.0.0.0', None) else host}:{config.http_options.port}/v1"
     console.print(f"[green]ready[/green] in {seconds:.0f} s: {url}  (Ctrl-C stops)")
     console.print(f"  curl {url}/models", markup=False)
+
+
+def _stop_on_signals() -> None:
+    """After Ray has started: it takes SIGTERM for a crash. A shell's background job would have SIGINT ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
 
 
 def _interrupt(*_: object) -> None:

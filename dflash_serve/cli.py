@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dflash_serve.monitoring import LATEST_SESSION
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -38,11 +40,41 @@ def up(
 
 
 @app.command()
+def preflight(
+    config: Annotated[Path, typer.Argument(help="Serve configuration file.")] = Path("serve_config.yaml"),
+    *,
+    profile: Annotated[str | None, typer.Option(help="Check with this profile instead of the configuration's.")] = None,
+) -> None:
+    """Check CONFIG without starting anything: models that do not fit each other, memory, what would be slow."""
+    from deployments.preflight import run
+
+    raise typer.Exit(run(config, profile=profile))
+
+
+@app.command()
 def prepare() -> None:
     """Make the bundled model pair (done by `up` too); prints where it lies."""
     from dflash_serve.demo.__main__ import main as make_pair
 
     raise typer.Exit(make_pair())
+
+
+@app.command()
+def top(
+    prometheus: Annotated[
+        str | None, typer.Option(help="URL of a Prometheus that scrapes the fleet (default: start one for SESSION).")
+    ] = None,
+    *,
+    session: Annotated[Path, typer.Option(help="Folder of the Ray session on this machine.")] = LATEST_SESSION,
+    once: Annotated[bool, typer.Option("--once", help="Print one view and end.")] = False,
+    refresh: Annotated[float, typer.Option(min=0.5, help="Seconds between views.")] = 5,
+) -> None:
+    """Show the fleet live: replicas, load, acceptance by position, K, speed-up, alerts."""
+    from rich.console import Console
+
+    from dflash_serve.monitoring.top import run
+
+    raise typer.Exit(run(Console(), url=prometheus, session=session, once=once, refresh_seconds=refresh))
 
 
 def main() -> None:

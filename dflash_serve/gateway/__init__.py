@@ -9,5 +9,6 @@ from dflash_serve.gateway.auth import ApiKeys, load_api_keys
 from dflash_serve.gateway.config import GatewayConfig
 from dflash_serve.gateway.middleware import Gateway
 from dflash_serve.gateway.record import RequestRecord
+from dflash_serve.gateway.traffic import TrafficClasses
 
-__all__ = ["ApiKeys", "Gateway", "GatewayConfig", "RequestRecord", "load_api_keys"]
+__all__ = ["ApiKeys", "Gateway", "GatewayConfig", "RequestRecord", "TrafficClasses", "load_api_keys"]

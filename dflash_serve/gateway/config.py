@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dflash_serve.gateway.auth import ApiKeys
 from dflash_serve.gateway.routes import parse_route
+from dflash_serve.gateway.traffic import TrafficClasses
 
 DENIED_FIELDS = frozenset(
     {
@@ -71,6 +72,9 @@ class GatewayConfig:
     set_request_id_header: bool = True
     """Put `x-request-id` on responses. False behind a server that puts it there itself (Ray Serve does, from the
     same request header), where the client would get it twice."""
+
+    traffic: TrafficClasses = field(default_factory=TrafficClasses)
+    """What requests are told apart by in metrics and in the access log."""
 
     def __post_init__(self) -> None:
         if self.anonymous not in ("loopback", "anywhere"):

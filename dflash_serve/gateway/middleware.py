@@ -25,6 +25,7 @@ from dflash_serve.gateway.request_body import (
 )
 from dflash_serve.gateway.response import Message, ResponseFilter, Send
 from dflash_serve.gateway.routes import METHODS, OTHER, Route, RouteTable, route_path
+from dflash_serve.gateway.traffic import trace_id
 
 logger = logging.getLogger("dflash_serve.gateway")
 
@@ -81,6 +82,8 @@ class Gateway:
         headers = dict(reversed(scope["headers"]))  # the first of each name
         method = scope["method"] if scope["method"] in METHODS else "OTHER"
         record = RequestRecord(choose_request_id(headers.get(b"x-request-id")), method, OTHER.template)
+        record.traffic_class = self._config.traffic.of(headers)
+        record.trace_id = trace_id(headers)
         response = ResponseFilter(send, record, self._config, model_id=self._model_id, start_seconds=start_seconds)
         try:
             try:
@@ -120,7 +123,7 @@ class Gateway:
         if not route.public:
             self._authorizer.check(scope, headers, preflight=preflight)
         if route.generates:
-            self._check_room()
+            self._check_room(record)
 
         body = None
         if scope["method"] in ("POST", "PUT", "PATCH"):
@@ -137,7 +140,7 @@ class Gateway:
         app_scope = {**scope, "headers": _app_headers(scope["headers"], record.request_id, body, route)}
         app_receive = _replay(receive, body, record, response)
         if route.generates:
-            self._check_room()  # others came while the body did
+            self._check_room(record)  # others came while the body did
             self._in_flight += 1
         try:
             await self.app(app_scope, app_receive, response)
@@ -164,9 +167,10 @@ class Gateway:
             )
         return methods[scope["method"]]
 
-    def _check_room(self) -> None:
+    def _check_room(self, record: RequestRecord) -> None:
         limit = self._config.max_concurrent_requests
         if limit is not None and self._in_flight >= limit:
+            record.outcome = "shed"
             raise overloaded(self._config.retry_after_seconds)
 
     def _finish(self, record: RequestRecord, route: Route) -> None:

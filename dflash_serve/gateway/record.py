@@ -7,6 +7,8 @@ import logging
 from dataclasses import dataclass
 from typing import Literal
 
+from dflash_serve.metrics import OTHER_CLASS
+
 access_log = logging.getLogger("dflash_serve.access")
 
 CLIENT_CLOSED_REQUEST = 499
@@ -23,6 +25,9 @@ class RequestRecord:
     """Template of an open route, or "other"."""
     status: int = CLIENT_CLOSED_REQUEST
     stream: bool = False
+    traffic_class: str = OTHER_CLASS
+    trace_id: str | None = None
+    """Of the W3C `traceparent` header that the request brought; the engine's span has the same."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     num_drafts: int | None = None
@@ -32,7 +37,8 @@ class RequestRecord:
     ttft_seconds: float | None = None
     """From arrival to the first generated content of a stream, else to the start of the response."""
     duration_seconds: float = 0.0
-    outcome: Literal["ok", "rejected", "error", "disconnected"] = "ok"
+    outcome: Literal["ok", "shed", "rejected", "error", "disconnected"] = "ok"
+    """`shed`: the replica was at its limit of concurrent requests; `rejected`: any other 4xx by us."""
 
     @property
     def acceptance_length(self) -> float | None:
@@ -41,11 +47,18 @@ class RequestRecord:
             return None
         return 1 + self.accepted_tokens / self.num_drafts
 
+    @property
+    def time_per_output_token_seconds(self) -> float | None:
+        """Mean time between output tokens, the first apart; None for what is no whole stream of two tokens or more."""
+        if not self.stream or self.outcome != "ok" or self.ttft_seconds is None or (self.completion_tokens or 0) < 2:
+            return None
+        assert self.completion_tokens is not None
+        return (self.duration_seconds - self.ttft_seconds) / (self.completion_tokens - 1)
+
     def log(self, model_id: str, level: int) -> None:
         """Write the access line: one JSON object."""
         if not access_log.isEnabledFor(level):
             return
-        acceptance_length = self.acceptance_length
         line = {
             "model": model_id,
             "request_id": self.request_id,
@@ -54,13 +67,20 @@ class RequestRecord:
             "status": self.status,
             "outcome": self.outcome,
             "stream": self.stream,
+            "traffic_class": self.traffic_class,
+            "trace_id": self.trace_id,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "num_drafts": self.num_drafts,
             "draft_tokens": self.draft_tokens,
             "accepted_tokens": self.accepted_tokens,
-            "acceptance_length": None if acceptance_length is None else round(acceptance_length, 3),
-            "ttft_seconds": None if self.ttft_seconds is None else round(self.ttft_seconds, 6),
-            "duration_seconds": round(self.duration_seconds, 6),
+            "acceptance_length": _rounded(self.acceptance_length, 3),
+            "ttft_seconds": _rounded(self.ttft_seconds, 6),
+            "tpot_seconds": _rounded(self.time_per_output_token_seconds, 6),
+            "duration_seconds": _rounded(self.duration_seconds, 6),
         }
         access_log.log(level, json.dumps(line))
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

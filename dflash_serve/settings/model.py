@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dflash_serve import demo
 from dflash_serve.hardware import ACCELERATORS, CPU, accelerator_named
+from dflash_serve.metrics import MAX_TRAFFIC_CLASSES
 
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
 """A bucket URL (s3://, gs://, …); a hub name or a path has no scheme."""
@@ -148,6 +149,53 @@ class Auth(_Section):
 class Metrics(_Section):
     acceptance_window_seconds: float = Field(default=60, ge=1)
     """Window of the acceptance-length gauge, in seconds."""
+
+    traffic_classes: list[str] = Field(default=[], max_length=MAX_TRAFFIC_CLASSES)
+    """Names by which metrics and the access log tell requests apart, such as `[chat, batch]`. Each multiplies the
+    series of a request metric; a request that names none of them is `other`."""
+
+    traffic_class_header: str = "x-dflash-traffic-class"
+    """The request header, in lower case, that names the class."""
+
+    traffic_class_keys: dict[str, str] = {}
+    """SHA-256 of an API key, in hex, to the class of all requests with that key, whatever their header says:
+    `printf %s "$KEY" | sha256sum`."""
+
+    otlp_traces_endpoint: str | None = None
+    """OpenTelemetry collector that gets a span for each request from the engine, such as `http://collector:4317`.
+    Null: no traces."""
+
+    otlp_traces_protocol: Literal["grpc", "http/protobuf"] = "grpc"
+    """How the collector is spoken to: `grpc` (port 4317 by custom) or `http/protobuf` (port 4318 and the path
+    `/v1/traces`)."""
+
+    @field_validator("traffic_classes")
+    @classmethod
+    def _are_labels(cls, value: list[str]) -> list[str]:
+        if not all(re.fullmatch(r"[a-z][a-z0-9_-]{0,31}", name) for name in value):
+            raise ValueError("each must begin with a letter and hold at most 32 of a-z, 0-9, _ and -; rename it")
+        return value
+
+    @field_validator("traffic_class_header")
+    @classmethod
+    def _is_a_header(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", value):
+            raise ValueError("must be a header's name in lower case (a-z, 0-9, -); rename it")
+        return value
+
+    @field_validator("otlp_traces_endpoint")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^/\s]+\S*", value):
+            raise ValueError("must be a URL such as http://collector:4317; mend it")
+        return value
+
+    @field_validator("traffic_class_keys")
+    @classmethod
+    def _are_digests(cls, value: dict[str, str]) -> dict[str, str]:
+        if not all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in value):
+            raise ValueError('every name must be a SHA-256 in hex, not a key; use `printf %s "$KEY" | sha256sum`')
+        return value
 
 
 class Settings(_Section):

@@ -61,6 +61,7 @@ OWNED_ENGINE_ARGUMENTS = {
     "data_parallel_size": "set autoscaling.max_replicas",
     "distributed_executor_backend": "Ray Serve LLM chooses it",
     "disable_log_stats": "the metrics are made of them",
+    "otlp_traces_endpoint": "set metrics.otlp_traces_endpoint",
     "override_generation_config.max_new_tokens": "set limits.max_output_tokens",
 } | dict.fromkeys(
     ("host", "port", "uds", "root_path", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_cert_reqs"), _HTTP_MEND
@@ -87,7 +88,7 @@ def parse(values: Mapping[str, Any]) -> Settings:
     if not isinstance(settings.engine.get("override_generation_config", {}), Mapping):
         # limits.max_output_tokens goes into it
         problems.append("engine.override_generation_config: must be a mapping of generation settings; mend it")
-    problems += [*_models(settings), *_hardware(settings), *_replicas(settings)]
+    problems += [*_models(settings), *_hardware(settings), *_replicas(settings), *_traffic(settings)]
     if problems:
         raise SettingsError(problems)
     return settings
@@ -150,6 +151,12 @@ def _replicas(settings: Settings) -> list[str]:
             "replicas refuse requests and none is added; lower the one or raise the other"
         )
     return problems
+
+
+def _traffic(settings: Settings) -> list[str]:
+    metrics = settings.metrics
+    unknown = sorted(set(metrics.traffic_class_keys.values()) - set(metrics.traffic_classes))
+    return [f"metrics.traffic_class_keys: no class {name!r}; add it to metrics.traffic_classes" for name in unknown]
 
 
 def _has(values: Mapping[str, Any], dotted: str) -> bool:

@@ -168,21 +168,22 @@ def _check_block_size(settings: Settings, read_config: Callable[[str], dict[str,
         config = read_config(settings.drafter)
     except ValueError as error:
         raise SettingsError([f"drafter: {error}"]) from None
-    if config is None:
-        return
-    block_size = config.get("block_size")
+    problem = None if config is None else block_size_problem(settings, config)
+    if problem is not None:
+        raise SettingsError([problem])
+
+
+def block_size_problem(settings: Settings, drafter_config: Mapping[str, Any]) -> str | None:
+    """What is wrong with `num_draft_tokens` for a drafter with this config.json; None when it fits."""
+    block_size = drafter_config.get("block_size")
     if not isinstance(block_size, int) or block_size < 2:
-        raise SettingsError(
-            [f"drafter: config.json of {settings.drafter} has no block_size; name a DFlash drafter (z-lab format)"]
-        )
+        return f"drafter: config.json of {settings.drafter} has no block_size; name a DFlash drafter (z-lab format)"
     wanted = settings.speculation.num_draft_tokens
-    if wanted >= block_size:
-        raise SettingsError(
-            [
-                f"speculation.num_draft_tokens: {wanted} is more than the drafter's block allows; "
-                f"set {block_size - 1} or less"
-            ]
-        )
+    if wanted < block_size:
+        return None
+    return (
+        f"speculation.num_draft_tokens: {wanted} is more than the drafter's block allows; set {block_size - 1} or less"
+    )
 
 
 def _folder() -> Any:

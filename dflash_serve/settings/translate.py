@@ -50,6 +50,8 @@ def engine_kwargs(settings: Settings) -> dict[str, Any]:
         # vLLM bounds requests that name no limit by this; the gateway refuses those that name a higher one
         generation = arguments.get("override_generation_config", {})
         arguments["override_generation_config"] = generation | {"max_new_tokens": settings.limits.max_output_tokens}
+    if settings.metrics.otlp_traces_endpoint is not None:
+        arguments["otlp_traces_endpoint"] = settings.metrics.otlp_traces_endpoint
     if settings.speculates:
         arguments["speculative_config"] = speculative_config(settings)
     else:
@@ -104,6 +106,9 @@ def environment(settings: Settings) -> dict[str, str]:
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
     }
+    if settings.metrics.otlp_traces_endpoint is not None:
+        # vLLM's exporter reads it (vllm/tracing/otel.py)
+        variables["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = settings.metrics.otlp_traces_protocol
     hardware = settings.hardware
     if hardware.is_cpu:
         # vLLM would bind each replica to the same cores

@@ -15,26 +15,39 @@ BUCKET_SECONDS = 1.0
 
 @dataclass
 class AcceptanceCounts:
-    """Counts over some period; `accepted_per_position[i]` = verifications that accepted draft token i (from 0)."""
+    """Counts over some period; `accepted_per_position[i]` = verifications that accepted draft token i (from 0),
+    `drafted_per_position[i]` = verifications that checked one there."""
 
     verifications: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0
     accepted_per_position: list[int] = field(default_factory=list)
+    drafted_per_position: list[int] = field(default_factory=list)
 
-    def add(self, verifications: int, draft_tokens: int, accepted_tokens: int, per_position: Sequence[int]) -> None:
+    def add(
+        self,
+        verifications: int,
+        draft_tokens: int,
+        accepted_tokens: int,
+        per_position: Sequence[int],
+        drafted_per_position: Sequence[int] = (),
+    ) -> None:
         self.verifications += verifications
         self.draft_tokens += draft_tokens
         self.accepted_tokens += accepted_tokens
-        missing = len(per_position) - len(self.accepted_per_position)
-        self.accepted_per_position.extend([0] * missing)
-        for position, count in enumerate(per_position):
-            self.accepted_per_position[position] += count
+        _add_each(self.accepted_per_position, per_position)
+        _add_each(self.drafted_per_position, drafted_per_position)
 
     @property
     def acceptance_length(self) -> float | None:
         """Tokens per verification, bonus token included; None when nothing was verified."""
         return 1 + self.accepted_tokens / self.verifications if self.verifications else None
+
+
+def _add_each(totals: list[int], counts: Sequence[int]) -> None:
+    totals.extend([0] * (len(counts) - len(totals)))
+    for position, count in enumerate(counts):
+        totals[position] += count
 
 
 class AcceptanceWindow:

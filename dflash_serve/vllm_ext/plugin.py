@@ -7,29 +7,23 @@ import logging
 logger = logging.getLogger("vllm.dflash_serve")
 
 DRAFTER_ARCHITECTURE = "DFlashDraftModel"
+DRAFTER = "dflash_serve.vllm_ext.drafter:DFlashDrafter"
 
 
 def register() -> None:
-    """Put our drafter class in the place of vLLM's where vLLM's computes something else than DFlash."""
+    """Put our drafter class, which extends vLLM's, in its place."""
     from vllm.model_executor.models import ModelRegistry
-    from vllm.platforms import current_platform
 
-    if current_platform.is_cpu() and not grouped_rms_norm_works():
-        ModelRegistry.register_model(DRAFTER_ARCHITECTURE, "dflash_serve.vllm_ext.cpu_drafter:CpuDFlashDrafter")
-        logger.info("DFlash drafter: context keys are normalised by dflash-serve on CPU")
-
-
-def grouped_rms_norm_works() -> bool:
-    """Whether vLLM's `rms_norm` takes one weight vector a group, as its DFlash drafter needs for its context keys.
-
-    vLLM 0.29's CPU kernel applies the first group's weights to all: drafter layers after the first then see wrong
-    keys, and acceptance falls (2.40 to 2.21 at K=7 with the bundled pair).
-    """
-    import torch
-    from vllm import _custom_ops as ops
-
-    values = torch.ones(2, 1, 1, 64)
-    weights = torch.stack([torch.ones(64), torch.full((64,), 2.0)])
-    result = torch.empty_like(values)
-    ops.rms_norm(result, values, weights, 1e-6)
-    return bool(torch.allclose(result[1], torch.full_like(result[1], 2.0), atol=1e-3))
+    module, _, name = DRAFTER.partition(":")
+    extended = ("vllm.model_executor.models.qwen3_dflash", "DFlashQwen3ForCausalLM")
+    entry = ModelRegistry.models.get(DRAFTER_ARCHITECTURE)
+    registered = (getattr(entry, "module_name", None), getattr(entry, "class_name", None))
+    if registered == extended:
+        ModelRegistry.register_model(DRAFTER_ARCHITECTURE, DRAFTER)
+    elif registered != (module, name):
+        logger.warning(
+            "DFlash drafter: %s is %s here, not %s which dflash-serve extends; dflash-serve stands aside",
+            DRAFTER_ARCHITECTURE,
+            registered,
+            extended,
+        )

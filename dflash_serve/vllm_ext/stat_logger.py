@@ -72,7 +72,7 @@ class AcceptanceStatLogger(StatLoggerBase):
             step.num_accepted_tokens,
             step.num_accepted_tokens_per_pos,
         )
-        self._stats.total.add(*counted)
+        self._stats.total.add(*counted, step.num_draft_tokens_per_pos)
         self._stats.window.add(time.monotonic(), *counted)
 
     def log_engine_initialized(self) -> None:

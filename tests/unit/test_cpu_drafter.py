@@ -8,7 +8,7 @@ import pytest
 import torch
 from vllm.platforms import current_platform
 
-from dflash_serve.vllm_ext.plugin import grouped_rms_norm_works
+from dflash_serve.vllm_ext.cpu_drafter import grouped_rms_norm_works
 
 LAYERS, TOKENS, KV_HEADS, HEAD_DIM = 3, 5, 2, 64
 

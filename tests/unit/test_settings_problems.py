@@ -23,7 +23,19 @@ def problems(args: dict[str, Any]) -> list[str]:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"limits": {"max_output_token": 1}}, "limits.max_output_token: unknown setting; did you mean max_output_tokens?"),
-    ({"metrics": {"zzz": 1}}, "metrics.zzz: unknown setting; known here: acceptance_window_seconds"),
+    ({"metrics": {"zzz": 1}}, "metrics.zzz: unknown setting; known here: acceptance_window_seconds, traffic_classes"),
+    ({"metrics": {"traffic_classes": ["Chat"]}}, "metrics.traffic_classes: each must begin with a letter and hold at"),
+    ({"metrics": {"traffic_classes": [f"c{i}" for i in range(17)]}}, "metrics.traffic_classes: list should have at"),
+    (
+        {"metrics": {"traffic_class_header": "X-Class"}},
+        "metrics.traffic_class_header: must be a header's name in lower",
+    ),
+    ({"metrics": {"otlp_traces_endpoint": "collector:4317"}}, "metrics.otlp_traces_endpoint: must be a URL such as"),
+    (
+        {"metrics": {"traffic_class_keys": {"a" * 64: "batch"}}},
+        "metrics.traffic_class_keys: no class 'batch'; add it to metrics.traffic_classes",
+    ),
+    ({"engine": {"otlp_traces_endpoint": "http://x"}}, "engine.otlp_traces_endpoint: not here; set metrics.otlp"),
     ({"model": "a/b"}, "model: unknown setting; it is target here"),
     ({"target": None}, "target: input should be a valid string; it is None"),
     (
@@ -133,3 +145,9 @@ def test_a_broken_profile_of_ones_own(tmp_path: Path, content: bytes, message: s
 def test_the_error_survives_the_way_between_processes() -> None:
     copy = pickle.loads(pickle.dumps(SettingsError(["a: b; c", "d: e; f"])))
     assert (str(copy), copy.problems) == ("a: b; c\nd: e; f", ["a: b; c", "d: e; f"])
+
+
+def test_a_key_given_for_its_digest_is_not_repeated() -> None:
+    (problem,) = problems({"metrics": {"traffic_classes": ["batch"], "traffic_class_keys": {"sk-secret": "batch"}}})
+    assert problem.startswith("metrics.traffic_class_keys: every name must be a SHA-256 in hex, not a key; use")
+    assert "sk-secret" not in problem

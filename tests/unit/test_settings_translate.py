@@ -37,7 +37,7 @@ def test_the_bundled_pair_on_cpu() -> None:
     assert kwargs["engine_kwargs"]["speculative_config"] == {
         "method": "dflash",
         "model": "demo:smollm2-135m-dflash",
-        "num_speculative_tokens": 7,
+        "num_speculative_tokens": 5,
     }
 
 
@@ -127,3 +127,11 @@ def test_unknown_names_of_vllm_get_the_nearest() -> None:
     ]
     with pytest.raises(SettingsError, match=r"speculation\.options\.synthetic_length: .* synthetic_acceptance_length"):
         check_speculation_options({"synthetic_length": 3}, known)
+
+
+def test_traces_go_through_the_engine() -> None:
+    metrics = {"otlp_traces_endpoint": "http://collector:4318/v1/traces", "otlp_traces_protocol": "http/protobuf"}
+    kwargs = kwargs_of({"profile": "smollm2-cpu", "metrics": metrics})
+    assert kwargs["engine_kwargs"]["otlp_traces_endpoint"] == metrics["otlp_traces_endpoint"]
+    assert kwargs["runtime_env"]["env_vars"]["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
+    assert "otlp_traces_endpoint" not in kwargs_of({"profile": "smollm2-cpu"})["engine_kwargs"]

@@ -90,7 +90,7 @@ async def test_requests_over_the_limit_are_told_to_come_back() -> None:
     reply = await served(json_body=HELLO)
     assert (reply.status, reply.error["type"], reply.error["code"]) == (429, "requests", "rate_limit_exceeded")
     assert (reply.headers["retry-after"], reply.headers["x-should-retry"]) == ("3", "true")
-    assert served.record.outcome == "rejected"
+    assert served.record.outcome == "shed"
     reply = await served(path="/v1/messages", json_body=HELLO)
     assert (reply.status, reply.error["type"]) == (429, "rate_limit_error")
     slow.go.set()
@@ -251,11 +251,14 @@ async def test_a_disconnect_after_the_end_is_none() -> None:
 async def test_the_access_line(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dflash_serve.access")
     served = serve([chat_chunk("the answer"), usage_chunk(), DONE], keys=["sk-secret"])
-    headers = {"authorization": "Bearer sk-secret", "x-request-id": "mine"}
-    await served(json_body=STREAM, headers=headers)
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"authorization": "Bearer sk-secret", "x-request-id": "mine", "traceparent": f"00-{trace}-{'b' * 16}-01"}
+    await served(json_body=STREAM | {"user": "alice"}, headers=headers)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "dflash_serve.access"]
     fields = json.loads(line)
-    assert 0 < fields.pop("ttft_seconds") <= fields.pop("duration_seconds")
+    ttft_seconds, duration_seconds = fields.pop("ttft_seconds"), fields.pop("duration_seconds")
+    assert 0 < ttft_seconds <= duration_seconds
+    assert fields.pop("tpot_seconds") == pytest.approx((duration_seconds - ttft_seconds) / 6, abs=2e-6)
     assert fields == {
         "model": "demo",
         "request_id": "mine",
@@ -264,6 +267,8 @@ async def test_the_access_line(caplog: pytest.LogCaptureFixture) -> None:
         "status": 200,
         "outcome": "ok",
         "stream": True,
+        "traffic_class": "other",
+        "trace_id": trace,
         "prompt_tokens": 9,
         "completion_tokens": 7,
         "num_drafts": 2,
@@ -271,7 +276,7 @@ async def test_the_access_line(caplog: pytest.LogCaptureFixture) -> None:
         "accepted_tokens": 5,
         "acceptance_length": 3.5,
     }
-    for secret in ("hello", "the answer", "sk-secret"):
+    for secret in ("hello", "the answer", "sk-secret", "alice"):
         assert secret not in caplog.text
 
 

@@ -44,6 +44,14 @@ def test_positions_of_different_lengths_add_up() -> None:
     assert window.counts(0.2).accepted_per_position == [2, 1, 1, 0, 0, 0, 0]
 
 
+def test_what_was_drafted_at_each_position_is_counted_beside() -> None:
+    counts = AcceptanceCounts()
+    counts.add(2, 10, 4, [2, 1, 1, 0, 0], [2, 2, 2, 2, 2])
+    counts.add(1, 2, 1, [1, 0], [1, 1])
+    assert counts.drafted_per_position == [3, 3, 2, 2, 2]
+    assert counts.accepted_per_position == [3, 1, 1, 0, 0]
+
+
 def test_a_window_shorter_than_a_bucket_is_refused() -> None:
     with pytest.raises(ValueError, match="window_seconds must be at least"):
         AcceptanceWindow(0.5)
