@@ -1,60 +1,45 @@
-"""How many replicas a load takes, from measured step times: `python -m benchmarks.capacity > docs/capacity.md`.
-
-A replica that runs B requests gives B x acceptance length / step time tokens a second.
-"""
+"""How many replicas a load takes, from measured throughput: `python -m benchmarks.capacity > docs/capacity.md`."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from dflash_serve.hardware import Cluster
-from dflash_serve.settings import resolve
-
-STEP_TIMES = Path(__file__).parent / "surfaces" / "gemma4-31b-h200.json"
-PROFILE = "gemma4-31b-h200"
-PUBLISHED_ACCEPTANCE = {"MT-Bench (chat)": 4.19, "GSM8K": 7.52, "Math500": 8.62}
-"""Acceptance lengths of z-lab/gemma-4-31B-it-DFlash, 15 draft tokens, 32 requests, from its model card: measured by
-its authors on a B300, not by us."""
+MEASURED = Path(__file__).parent / "results" / "adaptive-h200" / "rows.jsonl"
+"""Written by `python -m benchmarks.adaptive_gpu` on one H200."""
+TEXTS = {"chat": 4.19, "maths": 8.6}
+"""Acceptance lengths with 15 draft tokens that the run was given: MT-Bench and Math500 on the drafter's card (B300)."""
+FIXED, ADAPTIVE = "K=15", "adaptive"
+SIDES = {FIXED: "15 draft tokens", ADAPTIVE: "adaptive"}
+LOADS = (8, 32, 64)
+SIZED_FOR, SIZED_AT = "chat", 32
 REQUESTS_A_SECOND = (1, 2, 5, 10)
 TOKENS_A_REQUEST = (256, 1024, 4096)
-SIZED_FOR = "MT-Bench (chat)"
+MADE = "one H200, dummy weights, synthetic acceptance"
+"""Stands beside every number."""
 
-HEAD = """# Capacity of a Gemma-4-31B replica on one H200
+Throughput = dict[tuple[str, str, int], float]
+"""Tokens/s by side, text ("" where it does not matter) and requests."""
+
+HEAD = f"""# Capacity of a Gemma-4-31B replica
 
 <!-- Made by `python -m benchmarks.capacity > docs/capacity.md`; a test compares. -->
 
-Computed, not run: step times were measured on one H200 (Gemma-4-31B's shape with dummy weights, prompts of 128 tokens,
-`benchmarks/surfaces/gemma4-31b-h200.json`), acceptance lengths are those that the drafter's card gives for a B300. With
-stock vLLM 0.29 the Gemma-4 drafter accepts less: see README.md. Left out: prefill (long prompts take GPU time of their
-own), the network, and what queues cost. Measure your own traffic before you buy: `ray_dflash_acceptance_length` is the
-number to put in. Between measured batch sizes, step times are taken to grow linearly.
+No number here comes from the real model: {MADE}.
+Gemma-4-31B's shape and its drafter's with random values decoded from prompts of 64 tokens, and each draft position was
+accepted with the chance that gives the acceptance length of the drafter's card ({TEXTS["chat"]} chat, {TEXTS["maths"]}
+maths; its authors measured them on a B300). B300s were not measured. Left out: prefill (long prompts take GPU time of
+their own), the KV cache's limit on long requests (`dflash-serve preflight` says how many fit), the HTTP path, and what
+queues cost. Measure your own traffic before you buy: `ray_dflash_acceptance_length` says how near to these lengths it is.
 """
 
 
-def step_seconds(rows: list[dict[str, Any]], requests: float) -> float:
-    """Step time at `requests` running requests, linear between measured ones.
-
-    Args:
-        rows: `{"B": requests, "step_ms": milliseconds}`, ascending.
-
-    Raises ValueError outside of what was measured.
-    """
-    for low, high in itertools.pairwise(rows):
-        if low["B"] <= requests <= high["B"]:
-            share = (requests - low["B"]) / (high["B"] - low["B"])
-            milliseconds: float = low["step_ms"] + share * (high["step_ms"] - low["step_ms"])
-            return milliseconds / 1000
-    raise ValueError(f"{requests} requests: measured were {rows[0]['B']} to {rows[-1]['B']}")
-
-
-def tokens_per_second(rows: list[dict[str, Any]], requests: float, acceptance_length: float) -> float:
-    """Of one replica."""
-    return requests * acceptance_length / step_seconds(rows, requests)
+def load(path: Path) -> Throughput:
+    """Figures of a run, one JSON object a line."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return {(row["side"], row["task"], row["requests"]): row["tokens_per_second"] for row in rows}
 
 
 def replicas(requests_per_second: float, tokens_per_request: float, replica_tokens_per_second: float) -> int:
@@ -69,40 +54,35 @@ def gpu_hours_per_million_tokens(replica_tokens_per_second: float) -> float:
 
 def report() -> str:
     """docs/capacity.md."""
-    measured = json.loads(STEP_TIMES.read_text())
-    settings = resolve({"profile": PROFILE}, Cluster(cpus=0, gpus={})).settings
-    drafted = [row for row in measured["dflash"] if row["K"] == settings.speculation.num_draft_tokens]
-    target = settings.autoscaling.target_ongoing_requests
-    return "\n".join([HEAD, *_replica(measured["ar"], drafted, target), "", *_fleet(drafted, target)]) + "\n"
+    measured = load(MEASURED)
+    return "\n".join([HEAD, *_replica(measured), "", *_fleet(measured)]) + "\n"
 
 
-def _replica(plain: list[dict[str, Any]], drafted: list[dict[str, Any]], target: float) -> Iterator[str]:
-    sizes = (8, round(target), 32)
-    yield "## One replica: tokens/s\n"
-    yield f"At 8 requests, at {target:g} (`autoscaling.target_ongoing_requests` of the profile) and at 32.\n"
-    columns = ["text", "acceptance length", *(f"{size} requests" for size in sizes), "GPU hours a million tokens"]
-    yield f"| {' | '.join(columns)} |"
-    yield "|---|---|" + "---|" * (len(sizes) + 1)
-    for text, length, rows in (
-        ("any, no drafter", 1.0, plain),
-        *((text, length, drafted) for text, length in PUBLISHED_ACCEPTANCE.items()),
-    ):
-        speeds = [tokens_per_second(rows, size, length) for size in sizes]
-        cost = gpu_hours_per_million_tokens(speeds[1])
-        yield f"| {text} | {length:g} | {' | '.join(f'{speed:,.0f}' for speed in speeds)} | {cost:.2f} |"
-    yield f"\nGPU hours: at {target:g} requests, always busy. Times what an hour of your GPU costs, that is the price."
+def _replica(measured: Throughput) -> Iterator[str]:
+    yield f"## One replica: tokens/s ({MADE})\n"
+    loads = " | ".join(f"{load} requests" for load in LOADS)
+    yield f"| text | speculation | {loads} | GPU hours a million tokens, at {SIZED_AT} requests |"
+    yield "|---|---|" + "---|" * (len(LOADS) + 1)
+    kinds = [("any", "", "none", "AR")]
+    kinds += [(f"{text} ({TEXTS[text]})", text, word, side) for text in TEXTS for side, word in SIDES.items()]
+    for name, text, speculation, side in kinds:
+        speeds = " | ".join(f"{measured[side, text, load]:,.0f}" for load in LOADS)
+        hours = gpu_hours_per_million_tokens(measured[side, text, SIZED_AT])
+        yield f"| {name} | {speculation} | {speeds} | {hours:.3f} |"
+    yield "\nGPU hours, of a replica that is always busy, times what an hour of your GPU costs are the price."
 
 
-def _fleet(drafted: list[dict[str, Any]], target: float) -> Iterator[str]:
-    length = PUBLISHED_ACCEPTANCE[SIZED_FOR]
-    speed = tokens_per_second(drafted, target, length)
-    yield "## Replicas for a load\n"
-    yield f"For {SIZED_FOR} (acceptance length {length:g}), each replica at {target:g} requests: {speed:,.0f} tokens/s."
-    yield "No spare is in it: add one for a lost node, and one for updates (`autoscaling.max_surge_percent`).\n"
+def _fleet(measured: Throughput) -> Iterator[str]:
+    fixed, adaptive = (measured[side, SIZED_FOR, SIZED_AT] for side in SIDES)
+    yield f"## Replicas for a load (computed from {MADE})\n"
+    yield f"For {SIZED_FOR}, {SIZED_AT} requests at a time in each replica: {fixed:,.0f} tokens/s with 15 draft tokens,"
+    yield f"{adaptive:,.0f} adaptive. In each cell the replicas with 15 draft tokens, then with adaptive speculation. No"
+    yield "spare is in it: add one for a lost node, and one for updates (`autoscaling.max_surge_percent`).\n"
     yield f"| requests/s | {' | '.join(f'{tokens:,} tokens each' for tokens in TOKENS_A_REQUEST)} |"
     yield "|---|" + "---|" * len(TOKENS_A_REQUEST)
     for rate in REQUESTS_A_SECOND:
-        yield f"| {rate} | {' | '.join(str(replicas(rate, tokens, speed)) for tokens in TOKENS_A_REQUEST)} |"
+        cells = (f"{replicas(rate, tokens, fixed)}, {replicas(rate, tokens, adaptive)}" for tokens in TOKENS_A_REQUEST)
+        yield f"| {rate} | {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
