@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 
 from dflash_serve.kubernetes import monitoring
 from dflash_serve.kubernetes.__main__ import generated
-from tests.unit.kubernetes.rendered import ROOT, render
+from tests.unit.kubernetes.rendered import ROOT, one, render
 
 MEBIBYTE = 1024 * 1024
 
@@ -28,6 +29,14 @@ def test_every_rule_and_dashboard_is_there() -> None:
         assert json.loads(found["data"][path.name]) == json.loads(path.read_text())
         assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
         assert len(json.dumps(found)) < MEBIBYTE
+
+
+def test_the_runbook_has_every_alert() -> None:
+    rules = one(render("monitoring"), "PrometheusRule")["spec"]["groups"]
+    alerts = {rule["alert"] for group in rules for rule in group["rules"] if "alert" in rule}
+    table = (ROOT / "docs" / "kubernetes.md").read_text().split("\n## Alerts\n")[1]
+    assert alerts
+    assert set(re.findall(r"\bDFlash[A-Z]\w+", table)) == alerts
 
 
 def test_rules_of_several_files_become_one_object() -> None:
