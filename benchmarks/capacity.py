@@ -32,7 +32,7 @@ Gemma-4-31B's shape and its drafter's with random values decoded from prompts of
 accepted with the chance that gives the acceptance length of the drafter's card ({TEXTS["chat"]} chat, {TEXTS["maths"]}
 maths; its authors measured them on a B300). B300s were not measured. Left out: prefill (long prompts take GPU time of
 their own), the KV cache's limit on long requests (`dflash-serve preflight` says how many fit), the HTTP path, and what
-queues cost. Measure your own traffic before you buy: `ray_dflash_acceptance_length` says how near to these lengths it is.
+queues cost. Measure your own traffic before you buy: `ray_dflash_acceptance_length` is the number to compare.
 """
 
 
@@ -76,8 +76,8 @@ def _fleet(measured: Throughput) -> Iterator[str]:
     fixed, adaptive = (measured[side, SIZED_FOR, SIZED_AT] for side in SIDES)
     yield f"## Replicas for a load (computed from {MADE})\n"
     yield f"For {SIZED_FOR}, {SIZED_AT} requests at a time in each replica: {fixed:,.0f} tokens/s with 15 draft tokens,"
-    yield f"{adaptive:,.0f} adaptive. In each cell the replicas with 15 draft tokens, then with adaptive speculation. No"
-    yield "spare is in it: add one for a lost node, and one for updates (`autoscaling.max_surge_percent`).\n"
+    yield f"{adaptive:,.0f} adaptive. In each cell the replicas with 15 draft tokens, then with adaptive speculation."
+    yield "No spare is in it: add one for a lost node, and one for updates (`autoscaling.max_surge_percent`).\n"
     yield f"| requests/s | {' | '.join(f'{tokens:,} tokens each' for tokens in TOKENS_A_REQUEST)} |"
     yield "|---|" + "---|" * len(TOKENS_A_REQUEST)
     for rate in REQUESTS_A_SECOND:

@@ -322,6 +322,27 @@ async def kill_head(cluster: Cluster, load: Load) -> Incident:
     return incident
 
 
+async def drain_worker(cluster: Cluster, load: Load) -> Incident:
+    """As when its node is emptied: the preStop hook runs, and the pod ends after it."""
+    leaving, _ = cluster.workers.values()
+    hook = cluster.worker_group["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    moment = time.monotonic()
+    # a pod that is to stop is no endpoint any more, and the operator starts another
+    cluster.forget(leaving)
+    cluster.start_worker()
+    drain = leaving.execute(hook)
+
+    async def drained() -> bool:
+        return drain.poll() is not None
+
+    seconds = await until(drained, "the preStop hook has ended", int(hook[-1]))
+    leaving.kill()
+    await until(lambda: whole(cluster), "two replicas again")
+    incident = account("worker drained", load, moment, victim=leaving)
+    incident.words.append(f"the preStop hook took {seconds:.0f} s: {(leaving.folder / 'hook.log').read_text()[-200:]}")
+    return incident
+
+
 async def update(cluster: Cluster, load: Load) -> Incident:
     before = await cluster.replicas()
     args = cluster.config["applications"][0]["args"]
@@ -369,6 +390,7 @@ def account(
 STEPS: dict[str, Callable[[Cluster, Load], Awaitable[Incident]]] = {
     "worker": kill_worker,
     "head": kill_head,
+    "drain": drain_worker,
     "update": update,
 }
 
@@ -396,7 +418,7 @@ async def rehearse(folder: Path, steps: list[str], width: int, max_tokens: int) 
         for step in steps:
             with shown(f"{step}: under load"):
                 incidents.append(await STEPS[step](cluster, load))
-            console.print(str(incidents[-1]), markup=False)
+            console.print(str(incidents[-1]), markup=False, soft_wrap=True)
             before = len(load.done)
             await until(lambda before=before: _finished(load, before + 2 * width), "streams finish", 120)  # type: ignore[misc]
         load.stop()

@@ -11,12 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 OWN_PROCESSES = ("--pid", "--fork", "--kill-child", "--mount-proc")
-TOOLS = ("unshare", "ip", "mount")
+TOOLS = ("unshare", "nsenter", "ip", "mount")
 INSIDE = "DFLASH_POD_NETWORK"
 """Set in the environment of the process that has the bridge."""
 GATEWAY = "10.77.0.1"
@@ -119,6 +121,7 @@ class Pod:
     name: str
     address: str
     folder: Path
+    environment: Mapping[str, str]
     process: subprocess.Popen[bytes]
 
     @classmethod
@@ -158,7 +161,7 @@ class Pod:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        pod = cls(name, address, folder, process)
+        pod = cls(name, address, folder, environment, process)
         pod._connect()
         return pod
 
@@ -169,6 +172,15 @@ class Pod:
         outside = f"v{self.address.rsplit('.', 1)[-1]}"
         _ip(f"link add {outside} type veth peer name eth0 netns {self.process.pid}")
         _ip(f"link set {outside} master pods up")
+
+    def execute(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start another command in the pod; its output goes to `hook.log` in the pod's folder."""
+        (first,) = psutil.Process(self.process.pid).children()
+        enter = ["nsenter", "--all", "--target", str(first.pid), f"--wd={os.getcwd()}"]
+        with (self.folder / "hook.log").open("wb") as log:
+            return subprocess.Popen(
+                [*enter, *command], env=dict(self.environment), stdout=log, stderr=subprocess.STDOUT
+            )
 
     def kill(self) -> None:
         """All of its processes at once, as when its machine is lost."""
