@@ -172,7 +172,8 @@ def engine_part(folder: Path, args: dict[str, Any], result: Result, *, tiny: boo
     llm = LLM(model=settings.target, disable_log_stats=False, **arguments)
     result.put("engine", start_seconds=round(time.monotonic() - started, 1))
 
-    core = llm.llm_engine.engine_core.engine_core
+    core: Any = llm.llm_engine.engine_core
+    core = core.engine_core
     cache = llm.llm_engine.vllm_config.cache_config
     kv = core.scheduler.kv_cache_manager.kv_cache_config
     result.put(

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dflash_serve.demo.cache import DemoError, ensure_target
+from dflash_serve.demo.cache import DemoError, ensure_target, target_folder
 
 PREFIX = "demo:"
 TARGET = "demo:smollm2-135m-instruct"
 DRAFTER = "demo:smollm2-135m-dflash"
 
-__all__ = ["DRAFTER", "PREFIX", "TARGET", "DemoError", "drafter_path", "ensure_target", "resolve"]
+__all__ = ["DRAFTER", "PREFIX", "TARGET", "DemoError", "drafter_path", "ensure_target", "resolve", "target_folder"]
 
 
 def drafter_path() -> Path:

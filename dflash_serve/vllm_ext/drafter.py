@@ -36,7 +36,7 @@ class DFlashDrafter(DFlashQwen3ForCausalLM):
         logger.info(
             "DFlash drafter for %s: embeddings times %g, logits capped at %s",
             target.model_type,
-            self.model.normalizer.item(),
+            self.model.get_buffer("normalizer").item(),
             self.logits_processor.soft_cap,
         )
 

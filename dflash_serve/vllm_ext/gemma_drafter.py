@@ -30,7 +30,7 @@ class _Normalised:
             logger.info("DFlash drafter: vLLM normalises Gemma's embeddings itself; dflash-serve stands aside")
             scale = 1.0
         # rounded to the model's dtype, as Gemma's own is; not persistent, so that dummy weights leave it alone
-        normalizer = torch.tensor(scale, dtype=vllm_config.model_config.dtype)
+        normalizer = torch.tensor(scale, dtype=vllm_config.model_config.dtype)  # type: ignore[arg-type]
         self.register_buffer("normalizer", normalizer, persistent=False)  # type: ignore[attr-defined]
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -56,7 +56,8 @@ class CpuGemmaDFlashModel(_Normalised, CpuDFlashModel):
 
 def vllm_normalises(model: Any) -> bool:
     """Whether the drafter model that we extend does more with embeddings than look them up."""
-    looked_up = DFlashQwen3Model.embed_input_ids(_OnesForEmbeddings(model), torch.zeros(1, dtype=torch.long))
+    ones: Any = _OnesForEmbeddings(model)
+    looked_up = DFlashQwen3Model.embed_input_ids(ones, torch.zeros(1, dtype=torch.long))
     return not torch.equal(looked_up, torch.ones_like(looked_up))
 
 

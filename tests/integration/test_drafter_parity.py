@@ -95,7 +95,7 @@ class Reference:
         self.target: Any = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
         self.drafter = DFlashDrafter.load(drafter, torch.device("cpu"))
         self.head = self.target.get_output_embeddings().weight.detach()
-        self.embedding = self.target.get_input_embeddings().weight.detach() * embedding_scale
+        self.embedding = self.target.get_input_embeddings().weight.detach() * embedding_scale  # type: ignore[operator]
 
     @torch.no_grad()
     def drafts(self, answer: dict[str, Any], prompt: list[int]) -> list[tuple[list[int], list[int]]]:
@@ -136,7 +136,7 @@ def cold_then_cached(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The same prompts twice on one engine, our plugin active: nothing cached, then their prefixes."""
     # as in the Gemma-4 profiles: by vLLM's default DFlash finds nothing of a prompt longer than the window
-    options = {"prefix_cache_retention_interval": BLOCK}
+    options: dict[str, Any] = {"prefix_cache_retention_interval": BLOCK}
     answers = run(tmp_path_factory.mktemp("gemma"), *tiny_pair, [*gemma_prompts(), *gemma_prompts()], **options)
     return answers[: len(answers) // 2], answers[len(answers) // 2 :]
 
@@ -195,8 +195,8 @@ def test_the_bundled_drafter_drafts_as_the_reference(tmp_path: Path) -> None:
     target, drafter = demo.ensure_target(), demo.drafter_path()
     tokenizer = AutoTokenizer.from_pretrained(target)
     questions = ("What is the capital of France?", "Count from 1 to 20.", "Write a haiku about the sea.")
-    prompts = [
-        tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)["input_ids"]
+    prompts: list[list[int]] = [
+        tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)["input_ids"]  # type: ignore[call-overload,index,misc]
         for question in questions
     ]
     answers = run(tmp_path, target, drafter, prompts * 2)

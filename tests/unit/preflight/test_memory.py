@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from benchmarks.gemma4_shapes import drafter_config, target_config
-from dflash_serve.preflight.memory import GIB, IN_FLIGHT_BATCHES, estimate, kv_groups
+from dflash_serve.preflight.checks import GIB
+from dflash_serve.preflight.memory import IN_FLIGHT_BATCHES, estimate, kv_groups
 from dflash_serve.preflight.shapes import Layer, bytes_per_weight, layers, parameters
 from dflash_serve.settings import Cluster, Settings, resolve
 

@@ -79,7 +79,7 @@ def test_compiled_models_are_not_taken_for_vllms() -> None:
 def test_the_plugin_takes_the_place_of_the_class_that_it_extends(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    models = dict(ModelRegistry.models)
+    models: dict[str, Any] = dict(ModelRegistry.models)
     monkeypatch.setattr(ModelRegistry, "models", models)
     stock = type(models["DFlash2DraftModel"])("vllm.model_executor.models.qwen3_dflash", "DFlashQwen3ForCausalLM")
     models[plugin.DRAFTER_ARCHITECTURE] = stock
