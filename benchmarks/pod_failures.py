@@ -352,7 +352,7 @@ async def drain_worker(cluster: Cluster, load: Load) -> Incident:
     seconds = await until(drained, "the preStop hook has ended", int(hook[-1]))
     leaving.kill()
     await until(lambda: whole(cluster), "two replicas again")
-    incident = account("worker drained", load, moment, victim=leaving)
+    incident = account("worker drained", load, moment)
     incident.words.append(f"the preStop hook took {seconds:.0f} s: {(leaving.folder / 'hook.log').read_text()[-200:]}")
     return incident
 
