@@ -38,10 +38,15 @@ SYSTEM = " ".join(
         "Use short sentences, common words and the units that the question uses.",
         "If a list is asked for, use one line for each item and no more than ten items.",
         "If a table is asked for, use as few columns as will do.",
+        "When the question is in another language than English, answer in that language, and keep names as they are.",
+        "When you give a number, say what it counts and how sure you are of it, and round it as careful people do.",
+        "Before you answer, think of the one thing that the reader wants to know most, and put that on the first line.",
+        "If something could do harm, say so in one sentence, and then help as far as you can.",
         "Money is in euros, dates are written day, month, year, and times are in the 24-hour clock.",
     ]
 )
-"""More than a block of the KV cache (128 tokens on CPU), as a product's instructions are: the prefix cache has work."""
+"""More than two blocks of the KV cache (128 tokens on CPU), as a product's instructions are: there is something
+to find in the prefix cache."""
 
 
 def prompts() -> list[tuple[str, str]]:

@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -153,7 +155,6 @@ def check(folder: Path, files: list[File], say: Callable[[str], None]) -> dict[s
 
 def _download(model: Model, to: Path, say: Callable[[str], None]) -> list[File]:
     """All files of the revision, into `to`."""
-    import httpx
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import disable_progress_bars
@@ -177,9 +178,15 @@ def _download(model: Model, to: Path, say: Callable[[str], None]) -> list[File]:
             else "see whether the name and the revision are right and the hub can be reached"
         )
         raise ModelError(f"{model}: the hub answered {status}: {hint}") from None
-    except httpx.HTTPError as error:
+    except _transport_errors() as error:
         raise ModelError(f"{model}: the hub cannot be reached ({error}): run this again") from None
     return files
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises without an answer: huggingface_hub 1 speaks through httpx, 2 through httpx2."""
+    names = [name for name in ("httpx", "httpx2") if find_spec(name) is not None]
+    return tuple(import_module(name).HTTPError for name in names)
 
 
 @contextmanager

@@ -88,7 +88,10 @@ def _panel(
     if panel["type"] == "stat":
         _stat(frame, panel, found, unit)
         return
-    inner = figure.add_axes((left + 0.034, bottom + 0.1 * height + pad, width - 0.044, 0.88 * height - title))
+    if panel["type"] == "timeseries":
+        columns, rows = _legend_shape([name for name, _ in found[:MAX_LEGEND]], width)
+        title += rows * 11 / 72 / figure.get_figheight()
+    inner = figure.add_axes((left + 0.04, bottom + 0.1 * height + pad, width - 0.05, 0.88 * height - title))
     inner.tick_params(labelsize=7, length=2)
     inner.grid(axis="y", color="#eeeeee")
     inner.spines[["top", "right"]].set_visible(False)
@@ -98,7 +101,16 @@ def _panel(
     elif panel["type"] == "heatmap":
         _heatmap(inner, found)
     else:
-        _lines(inner, panel, found)
+        _lines(inner, panel, found, columns)
+
+
+def _legend_shape(names: Sequence[str], width: float) -> tuple[int, int]:
+    """Columns and rows of a legend above the lines of a panel; `width` is a share of the figure's."""
+    if not names:
+        return 1, 0
+    characters = 24 * COLUMN_INCHES * width / 0.065
+    columns = max(1, min(len(names), int(characters / (max(map(len, names)) + 8))))
+    return columns, math.ceil(len(names) / columns)
 
 
 def _stat(axes: Axes, panel: dict[str, Any], found: Sequence[tuple[str, Series]], unit: str) -> None:
@@ -120,7 +132,7 @@ def _stat(axes: Axes, panel: dict[str, Any], found: Sequence[tuple[str, Series]]
     spark.set_ylim(0, max(*values, 1e-9) * 1.1)
 
 
-def _lines(axes: Axes, panel: dict[str, Any], found: Sequence[tuple[str, Series]]) -> None:
+def _lines(axes: Axes, panel: dict[str, Any], found: Sequence[tuple[str, Series]], columns: int) -> None:
     for index, (name, series) in enumerate(found):
         times = [datetime.fromtimestamp(at, UTC) for at, _ in series.points]
         values = [value for _, value in series.points]
@@ -133,13 +145,21 @@ def _lines(axes: Axes, panel: dict[str, Any], found: Sequence[tuple[str, Series]
     for step in defaults.get("thresholds", {}).get("steps", []):
         if step.get("value") is not None:
             axes.axhline(step["value"], color="#d0312d", linewidth=0.9, linestyle="--")
-    # room for the legend above the lines
-    axes.set_ylim(bottom=0, top=defaults.get("max") or axes.get_ylim()[1] * 1.2)
+    axes.set_ylim(bottom=0, top=defaults.get("max") or axes.get_ylim()[1] * 1.05)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(matplotlib.dates.DateFormatter("%H:%M"))
     if found:
-        columns = 1 if max(len(name) for name, _ in found) > 30 else 2
-        axes.legend(fontsize=6.5, loc="upper left", ncols=columns, frameon=True, framealpha=0.75, edgecolor="none")
+        axes.legend(
+            fontsize=6.5,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=columns,
+            frameon=False,
+            borderaxespad=0.1,
+            columnspacing=1,
+            handlelength=1.2,
+            labelspacing=0.3,
+        )
 
 
 def _bars(axes: Axes, found: Sequence[tuple[str, Series]], unit: str) -> None:

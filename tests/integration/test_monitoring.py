@@ -34,15 +34,21 @@ from tests.integration.conftest import API_KEYS, TRAFFIC_CLASSES
 pytestmark = pytest.mark.integration
 
 BAD_MODEL = "bad-drafter"
+EXPECTED_ALERT = f"DFlashAcceptanceCollapsed {BAD_MODEL}"
+BAD_WINDOW_SECONDS = 10
 DRAFT_TOKENS = 5
 """K of the bundled pair."""
 RULES = RuleParameters(rate_window_seconds=30, evaluation_interval_seconds=2, acceptance_for_seconds=20)
 """The rules as they are, in a hurry: Ray's metrics move every 10 s, so a rate needs half a minute."""
-LOAD_SECONDS = 80
+ALERT_SECONDS = 10 + 2 * RULES.rate_window_seconds + RULES.acceptance_for_seconds
+"""Ray's export, two rate windows at most, the alert's own time."""
+MORE_SECONDS = 15
+"""The load goes on for so long after the alert, lest the healthy model only be slower to fire it."""
 SECRETS = ("canary-prompt", "canary-user", *API_KEYS)
 TRACE = "0af7651916cd43dd8448eb211c80319c"
-QUESTION = "Take your time, and leave no number out. " * 20 + f"Count from 1 to 40. {SECRETS[0]}"
-"""Longer than a block of the KV cache (128 tokens on CPU), so that the prefix cache has something to find."""
+QUESTION = "Take your time, and leave no number out. " * 30 + f"Count from 1 to 40. {SECRETS[0]}"
+"""Longer than two blocks of the KV cache (128 tokens on CPU), so that the prefix cache has something to find: with a
+drafter, vLLM computes the last block that it finds anew."""
 
 
 @dataclass
@@ -67,17 +73,17 @@ def shuffled_drafter(folder: Path) -> Path:
     return folder
 
 
-async def keep_busy(server: Server, model: str, key: str, until: float, *, worker: int) -> None:
+async def keep_busy(server: Server, model: str, key: str, enough: asyncio.Event, *, worker: int) -> None:
     """Greedy requests one after the other, as streams of either class or whole."""
     async with server.async_client(key) as client:
         turn = worker
-        while time.time() < until:
+        while not enough.is_set():
             turn += 1
             options: Any = {
                 "model": model,
                 "messages": [{"role": "user", "content": QUESTION}],
                 "temperature": 0,
-                "max_tokens": 48,
+                "max_tokens": 32,
                 "user": SECRETS[1],
                 "extra_headers": {"x-dflash-traffic-class": [*TRAFFIC_CLASSES, SECRETS[1]][turn % 3]},
             }
@@ -99,33 +105,42 @@ async def more_than_it_takes(server: Server) -> None:
             await ask(model=MODEL, messages=[{"role": "user", "content": "Hi"}], max_tokens=100_000)
 
 
-async def watch_alerts(prometheus: Prometheus, until: float) -> dict[str, float]:
+async def watch_alerts(prometheus: Prometheus, enough: asyncio.Event) -> dict[str, float]:
+    """Until the bad drafter's alert and a while more, or until it is late."""
     started = time.time()
+    until = started + ALERT_SECONDS
     fired: dict[str, float] = {}
     while time.time() < until:
         for alert in await asyncio.to_thread(prometheus.alerts):
-            if alert["state"] == "firing":
-                name = f"{alert['labels']['alertname']} {alert['labels'].get('model', '')}".strip()
-                fired.setdefault(name, time.time() - started)
+            name = f"{alert['labels']['alertname']} {alert['labels'].get('model', '')}".strip()
+            if alert["state"] == "firing" and name not in fired:
+                fired[name] = time.time() - started
+                if name == EXPECTED_ALERT:
+                    until = time.time() + MORE_SECONDS
         await asyncio.sleep(1)
+    enough.set()
     return fired
 
 
 @pytest.fixture(scope="module")
 def observed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     """Both servers under the same load for a while, watched."""
-    args = {"model_id": BAD_MODEL, "drafter": str(shuffled_drafter(tmp_path_factory.mktemp("drafter")))}
+    args = {
+        "model_id": BAD_MODEL,
+        "drafter": str(shuffled_drafter(tmp_path_factory.mktemp("drafter"))),
+        "metrics": {"acceptance_window_seconds": BAD_WINDOW_SECONDS},
+    }
     with serving(tmp_path_factory.mktemp("bad"), args) as bad:
         discovery = [metrics_discovery(server), metrics_discovery(bad)]
         folder = tmp_path_factory.mktemp("prometheus")
         with running(folder, discovery, parameters=RULES, scrape_seconds=5) as prometheus:
 
             async def run() -> dict[str, float]:
-                until = time.time() + LOAD_SECONDS
-                watching = asyncio.create_task(watch_alerts(prometheus, until))
+                enough = asyncio.Event()
+                watching = asyncio.create_task(watch_alerts(prometheus, enough))
                 await asyncio.gather(
-                    *(keep_busy(server, MODEL, API_KEYS[0], until, worker=i) for i in range(2)),
-                    *(keep_busy(bad, BAD_MODEL, "none", until, worker=i) for i in range(2)),
+                    *(keep_busy(server, MODEL, API_KEYS[0], enough, worker=i) for i in range(2)),
+                    *(keep_busy(bad, BAD_MODEL, "none", enough, worker=i) for i in range(2)),
                     more_than_it_takes(server),
                 )
                 return await watching
@@ -141,18 +156,13 @@ def value(prometheus: Prometheus, expression: str) -> float:
 
 
 def test_a_bad_drafter_fires_the_acceptance_alert_and_a_good_one_does_not(observed: Observed) -> None:
-    name = "DFlashAcceptanceCollapsed"
     print(f"fired, seconds after the load began: {observed.fired_seconds}")
-    assert f"{name} {BAD_MODEL}" in observed.fired_seconds
-    # Ray's export, two rate windows at most, the alert's own time
-    limit = 10 + 2 * RULES.rate_window_seconds + RULES.acceptance_for_seconds
-    assert observed.fired_seconds[f"{name} {BAD_MODEL}"] < limit
-    assert not [fired for fired in observed.fired_seconds if fired.endswith(MODEL)]
+    assert set(observed.fired_seconds) == {EXPECTED_ALERT}
     (bad,) = observed.prometheus.query(f'max_over_time({ACCEPTANCE}{{model="{BAD_MODEL}"}}[1m])')
     (good,) = observed.prometheus.query(f'min_over_time({ACCEPTANCE}{{model="{MODEL}"}}[1m])')
     print(f"acceptance length: {bad.value:.2f} at most, {good.value:.2f} at least")
     assert bad.value < RULES.acceptance_floor < 1.5 < good.value
-    (alert,) = [a for a in observed.prometheus.alerts() if a["labels"]["alertname"] == name]
+    (alert,) = [a for a in observed.prometheus.alerts() if a["labels"]["alertname"] == EXPECTED_ALERT.split()[0]]
     assert alert["annotations"]["summary"] == f"The drafter of {BAD_MODEL} hardly guesses a token."
 
 
@@ -279,9 +289,10 @@ def test_top_shows_the_fleet(observed: Observed) -> None:
 def test_an_idle_replica_shows_no_stale_acceptance(observed: Observed) -> None:
     """Ray's agent drops a gauge that is no longer set (two export periods): nothing of ours stays behind."""
     # the window, two export periods, and what scraping takes
-    deadline = time.monotonic() + 20 + 30 + 20
-    asked = f'{metrics.ACCEPTANCE_LENGTH.exported_name}{{model="{MODEL}"}}'
+    deadline = time.monotonic() + BAD_WINDOW_SECONDS + 30 + 20
+    asked = f'{metrics.ACCEPTANCE_LENGTH.exported_name}{{model="{BAD_MODEL}"}}'
+    assert observed.prometheus.query(f"last_over_time({asked}[5m])")
     while observed.prometheus.query(asked):
         assert time.monotonic() < deadline, "the gauge still stands"
         time.sleep(1)
-    assert observed.prometheus.query(f'{metrics.RUNNING_REQUESTS.exported_name}{{model="{MODEL}"}}')
+    assert observed.prometheus.query(f'{metrics.RUNNING_REQUESTS.exported_name}{{model="{BAD_MODEL}"}}')

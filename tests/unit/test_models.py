@@ -78,6 +78,16 @@ class Hub(BaseHTTPRequestHandler):
         self.asked.append(self.path)
         if self.status != 200:
             self.answer(b"", {}, self.status)
+        elif "/tree/" in self.path:
+            files: list[dict[str, Any]] = [
+                {"type": "file", "path": n, "size": len(c), "oid": git_sha1(c)} for n, c in CONTENT.items()
+            ]
+            files[1]["lfs"] = {
+                "oid": hashlib.sha256(CONTENT["model.safetensors"]).hexdigest(),
+                "size": 7000,
+                "pointerSize": 1,
+            }
+            self.answer(json.dumps(files).encode(), {"Content-Type": "application/json"})
         elif self.path.startswith("/api/"):
             siblings: list[dict[str, Any]] = [
                 {"rfilename": n, "size": len(c), "blobId": git_sha1(c)} for n, c in CONTENT.items()
