@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import re
 import secrets
@@ -45,6 +46,8 @@ REDIS_SERVICE = "dflash-redis"
 NOT_HERE = {"HOME", "DFLASH_SERVE_CACHE"}
 """Variables of the manifest that name places of the image; the volume is this machine's cache folder."""
 QUANTITIES = {"Ki": 1024, "Mi": 1024**2, "Gi": 1024**3}
+NICE_STEP = 1.25
+"""How much more CPU one step of niceness is, in Linux."""
 START_SECONDS = 300
 HEAD_AWAY_SECONDS = 5.0
 """Until a new head pod's processes start: an operator, a scheduler and a node are not at once either."""
@@ -98,6 +101,16 @@ def container_environment(group: dict[str, Any]) -> dict[str, str]:
     """The manifest's variables, less those of the image."""
     entries = group["template"]["spec"]["containers"][0]["env"]
     return {entry["name"]: entry["value"] for entry in entries if entry["name"] not in NOT_HERE}
+
+
+def cpus_requested(group: dict[str, Any]) -> float:
+    """Which are a container's share when the machine is busy."""
+    return float(group["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"])
+
+
+def nice_for(cpus: float, most_cpus: float) -> int:
+    """The niceness that gives `cpus` / `most_cpus` of the share of one that has niceness 0."""
+    return max(0, round(math.log(most_cpus / cpus, NICE_STEP)))
 
 
 class Cluster:
@@ -170,7 +183,8 @@ class Cluster:
         }
         environment = ours | operators | container_environment(group)
         secret = (KEYS_FILE, self.keys)
-        return Pod.start(self.network, name, command, environment, secret=secret, address=address)
+        nice = nice_for(cpus_requested(group), cpus_requested(self.head_group))
+        return Pod.start(self.network, name, command, environment, secret=secret, nice=nice, address=address)
 
     async def apply(self, config: dict[str, Any]) -> None:
         """Hand the Serve configuration to the dashboard, as the operator does."""
@@ -338,7 +352,7 @@ async def drain_worker(cluster: Cluster, load: Load) -> Incident:
     seconds = await until(drained, "the preStop hook has ended", int(hook[-1]))
     leaving.kill()
     await until(lambda: whole(cluster), "two replicas again")
-    incident = account("worker drained", load, moment, victim=leaving)
+    incident = account("worker drained", load, moment)
     incident.words.append(f"the preStop hook took {seconds:.0f} s: {(leaving.folder / 'hook.log').read_text()[-200:]}")
     return incident
 
