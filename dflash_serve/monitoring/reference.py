@@ -40,6 +40,8 @@ What Ray 2.60 does to every metric, and what to do about it:
   buckets and means from counters.
 - A gauge that is no longer set disappears within 30 s: the acceptance gauge of an idle replica, and every gauge of a
   replica that has gone. Nothing stale is shown.
+
+What all of it costs was measured once: [observation-cost-cpu.md](../benchmarks/results/observation-cost-cpu.md).
 """
 
 _DASHBOARDS = """\
