@@ -41,7 +41,7 @@ format: setup  ## rewrite the code in the house style
 	$(BIN)/ruff format .
 
 bench: setup  ## DFlash against autoregressive on this machine
-	$(BIN)/python -m benchmarks.dflash_vs_ar
+	$(BIN)/dflash-serve bench run --pair --tasks sample --samples 6 --max-tokens 128 --concurrency 1,4 --rounds 2
 
 clean:  ## remove the environment and caches
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

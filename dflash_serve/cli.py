@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dflash_serve.bench.cli import app as bench
 from dflash_serve.monitoring import LATEST_SESSION
 
 app = typer.Typer(
@@ -15,6 +16,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Serve large language models with DFlash speculative decoding.",
 )
+
+app.add_typer(bench, name="bench")
 
 
 @app.callback()

@@ -35,7 +35,7 @@ MORE_PROMPTS = [
 
 
 def prompts() -> list[str]:
-    lines = (ROOT / "benchmarks" / "prompts.jsonl").read_text().strip().split("\n")
+    lines = (ROOT / "dflash_serve" / "bench" / "prompts.jsonl").read_text().strip().split("\n")
     return [json.loads(line)["prompt"] for line in lines] + MORE_PROMPTS
 
 

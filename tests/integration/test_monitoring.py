@@ -87,11 +87,15 @@ async def keep_busy(server: Server, model: str, key: str, enough: asyncio.Event,
                 "user": SECRETS[1],
                 "extra_headers": {"x-dflash-traffic-class": [*TRAFFIC_CLASSES, SECRETS[1]][turn % 3]},
             }
-            if turn % 4:
-                async for _ in await client.chat.completions.create(stream=True, **options):
-                    pass
-            else:
-                await client.chat.completions.create(**options)
+            try:
+                if turn % 4:
+                    async for _ in await client.chat.completions.create(stream=True, **options):
+                        pass
+                else:
+                    await client.chat.completions.create(**options)
+            except openai.RateLimitError:
+                # the burst of `more_than_it_takes` filled the replica
+                await asyncio.sleep(0.5)
 
 
 async def more_than_it_takes(server: Server) -> None:

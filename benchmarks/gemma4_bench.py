@@ -1,0 +1,54 @@
+"""`dflash-serve bench` with Gemma-4-31B's shape on one GPU: dummy weights, the model card's acceptance lengths.
+
+    python -m benchmarks.gemma4_bench speed --out FOLDER --data PROMPTS [--tasks mt_bench,gsm8k]
+    python -m benchmarks.gemma4_bench overhead --out FOLDER
+
+speed: AR and DFlash K = 15 at 1, 8, 32, 64 and 128 requests. overhead: `vllm serve`, `up --plain` and `up` at 1, 8, 32
+and 128. Works from a checkout that is not installed. A start takes some 170 s; speed starts 1 + tasks servers a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+from pathlib import Path
+
+import yaml
+
+from benchmarks.gemma4_gpu import plugin_path, settings_args
+from dflash_serve.bench.servers import COMMAND
+
+MOST_AT_ONCE = 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("speed", "overhead"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="folder of <task>.jsonl")
+    parser.add_argument("--tasks", default="math500,gsm8k,humaneval,mbpp,mt_bench")
+    parser.add_argument("--profile", default="gemma4-31b-h200")
+    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=1)
+    options = parser.parse_args()
+    folder = options.out.resolve()
+    args = settings_args(folder / "models", profile=options.profile, tiny=False)
+    # the profile lets 64 run at once
+    args["engine"] |= {"max_num_seqs": MOST_AT_ONCE, "max_model_len": 8192}
+    args["limits"] = {"max_concurrent_requests": MOST_AT_ONCE}
+    settings = folder / "gemma4-shapes.yaml"
+    settings.write_text(yaml.safe_dump(args))
+    command = [*COMMAND, "bench"]
+    if options.part == "speed":
+        command += ["run", "--pair", "--draft-tokens", "15", "--tasks", options.tasks, "--concurrency", "1,8,32,64,128"]
+        command += ["--samples", "4", *(["--data", str(options.data)] if options.data else [])]
+    else:
+        command += ["overhead", "--samples", "8"]
+    command += ["--synthetic", "--settings", str(settings), "--max-tokens", str(options.max_tokens)]
+    command += ["--rounds", str(options.rounds), "--out", str(folder / f"gemma4-{options.part}")]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": plugin_path(folder)}, check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""One cell of a table: a task's conversations, so many at once, against one endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import aiohttp
+
+from dflash_serve.bench.acceptance import Counters, between, parse_metrics
+from dflash_serve.bench.client import Answer, Endpoint, EndpointError, ask, find_model
+from dflash_serve.bench.samples import LatencyHistogram, Request, Sample
+from dflash_serve.bench.tasks import Conversation
+from dflash_serve.speculation.acceptance import AcceptanceCounts
+
+WARM_UP: Conversation = ["Count from one to twenty."]
+WARM_UP_TOKENS = 16
+
+
+async def prepare(http: aiohttp.ClientSession, endpoint: Endpoint) -> Endpoint:
+    """The endpoint with its model's name, and where its counters are when it has any.
+
+    Raises EndpointError when it cannot be reached.
+    """
+    model, is_vllm = await find_model(http, endpoint)
+    found = replace(endpoint, model=model, salted=is_vllm)
+    if found.metrics_url is None:
+        page = replace(found, metrics_url=found.base_url.removesuffix("/v1") + "/metrics")
+        return page if await _reachable(http, page) else found
+    if not await _reachable(http, found):
+        raise EndpointError(f"--metrics-url: nothing to read at {found.metrics_url}")
+    return found
+
+
+async def warm_up(http: aiohttp.ClientSession, endpoint: Endpoint, concurrency: int) -> None:
+    """A short answer for each stream: kernels of this batch size are compiled, connections and caches made."""
+    short = replace(endpoint, body={**endpoint.body, "max_tokens": WARM_UP_TOKENS})
+    answers = await asyncio.gather(*(_converse(http, short, WARM_UP) for _ in range(concurrency)))
+    errors = [answer.error for conversation in answers for answer in conversation if answer.error]
+    if len(errors) == concurrency:
+        raise EndpointError(f"{endpoint.base_url} fails every request: {errors[0]}")
+
+
+async def measure(
+    http: aiohttp.ClientSession,
+    endpoint: Endpoint,
+    conversations: list[Conversation],
+    *,
+    side: str,
+    task: str,
+    concurrency: int,
+    number: int,
+    count: int,
+    server_cpu_seconds: Callable[[], float] | None = None,
+    done: Callable[[], None] = lambda: None,
+) -> Sample:
+    """`count` of the conversations, from the first again when there are fewer; `concurrency` in flight.
+
+    `done` is called after each conversation; `number` is the round's.
+    """
+    waiting = deque(itertools.islice(itertools.cycle(conversations), count))
+    answers: list[Answer] = []
+
+    async def stream() -> None:
+        while waiting:
+            answers.extend(await _converse(http, endpoint, waiting.popleft()))
+            done()
+
+    before = await _counters(http, endpoint)
+    server_before = server_cpu_seconds() if server_cpu_seconds else 0.0
+    cpu_began, began = time.process_time(), time.perf_counter()
+    await asyncio.gather(*(stream() for _ in range(concurrency)))
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
+    server_seconds = server_cpu_seconds() - server_before if server_cpu_seconds else None
+    good = [answer for answer in answers if answer.error is None]
+    acceptance = _added([a.acceptance for a in good if a.acceptance is not None])
+    source = "responses" if acceptance else None
+    if acceptance is None or not acceptance.accepted_per_position:
+        counted = between(before, await _counters(http, endpoint), len(good))
+        acceptance, source = (counted, "metrics") if counted else (acceptance, source)
+    gaps = LatencyHistogram()
+    for answer in good:
+        gaps.add_all(answer.gaps_seconds)
+    return Sample(
+        side=side,
+        task=task,
+        concurrency=concurrency,
+        round=number,
+        seconds=seconds,
+        requests=[
+            Request(a.prompt_tokens, a.completion_tokens, a.ttft_seconds or 0.0, a.seconds, a.error) for a in answers
+        ],
+        gaps=gaps,
+        acceptance=acceptance,
+        acceptance_source=source,
+        client_cpu_share=cpu_seconds / seconds,
+        server_cpu_seconds=server_seconds,
+    )
+
+
+async def _converse(http: aiohttp.ClientSession, endpoint: Endpoint, turns: Conversation) -> list[Answer]:
+    """Each turn with the answers before it; stops at the first that fails."""
+    messages: list[Any] = []
+    answers: list[Answer] = []
+    # of its own: a later turn may find its history in the prefix cache, the same prompt of another time may not
+    salt = uuid.uuid4().hex
+    for turn in turns:
+        messages.append({"role": "user", "content": turn})
+        answer = await ask(http, endpoint, messages, salt)
+        answers.append(answer)
+        if answer.error is not None:
+            break
+        messages.append({"role": "assistant", "content": answer.text})
+    return answers
+
+
+def _added(counts: list[AcceptanceCounts]) -> AcceptanceCounts | None:
+    total = AcceptanceCounts()
+    for one in counts:
+        total.add(one.verifications, one.draft_tokens, one.accepted_tokens, one.accepted_per_position)
+    return total if total.verifications else None
+
+
+async def _counters(http: aiohttp.ClientSession, endpoint: Endpoint) -> Counters | None:
+    if endpoint.metrics_url is None:
+        return None
+    async with http.get(endpoint.metrics_url) as response:
+        return parse_metrics(await response.text())
+
+
+async def _reachable(http: aiohttp.ClientSession, endpoint: Endpoint) -> bool:
+    assert endpoint.metrics_url is not None
+    try:
+        async with http.get(endpoint.metrics_url, timeout=aiohttp.ClientTimeout(total=10)) as response:
+            return response.status == 200
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        return False

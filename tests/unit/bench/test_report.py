@@ -1,0 +1,71 @@
+"""Reports as a reader gets them, and what the command refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dflash_serve.bench.report import RUN, Report, write
+from dflash_serve.bench.samples import Request, Sample
+from dflash_serve.cli import app
+from dflash_serve.speculation.acceptance import AcceptanceCounts
+
+
+def measured() -> list[Sample]:
+    samples = []
+    for side, seconds in (("AR", 20.0), ("DFlash K=3", 8.0)):
+        for number in (0, 1):
+            requests = [Request(10, 101, 0.5, seconds - 1)]
+            sample = Sample(side, "gsm8k", 8, number, seconds + number, requests)
+            sample.gaps.add_all([0.1] * 50)
+            if side != "AR":
+                sample.acceptance, sample.acceptance_source = AcceptanceCounts(40, 120, 60, [30, 20, 10]), "responses"
+            samples.append(sample)
+    return samples
+
+
+def test_a_report_holds_the_cards_figures_beside_ours_and_can_be_written_anew(tmp_path: Path) -> None:
+    report = Report(RUN, {"date": "2026-01-01", "hardware": "<a machine>"}, True, "AR", measured())
+    written = {path.name for path in write(report, tmp_path / "one")}
+    pictures = {f"one-{name}.{kind}" for name in ("speedup", "acceptance", "latency") for kind in ("png", "svg")}
+    assert written == {"one.json", "one.md", "one.html"} | pictures
+    text = (tmp_path / "one.md").read_text()
+    assert text.startswith("# Synthetic: DFlash benchmark, 2026-01-01")
+    assert "acceptance is forced" in text
+    # 101 tokens in 8 and 9 s, against 20 and 21 s; the card says 4.5 and 7.50 at 8 requests
+    row = next(line for line in text.splitlines() if "DFlash K=3 |" in line)
+    assert [cell.strip() for cell in row.split("|")[4:9]] == [
+        "11.9 (11.2–12.6)",
+        "2.42 (2.33–2.50)",
+        "4.5",
+        "2.50",
+        "7.50",
+    ]
+    page = (tmp_path / "one.html").read_text()
+    assert page.count("<svg") == 3
+    assert "&lt;a machine&gt;" in page
+    result = CliRunner().invoke(app, ["bench", "report", str(tmp_path / "one.json"), "--out", str(tmp_path / "two")])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "two.md").read_text().replace("two-", "one-") == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run"], "give --url of a server that runs, or --pair"),
+        (["run", "--pair", "--url", "http://x/v1"], "give --url of a server that runs, or --pair"),
+        (["run", "--url", "http://x/v1", "--synthetic"], "--synthetic: works with --pair alone"),
+        (["run", "--pair", "--tasks", "sample", "--concurrency", "1,x"], "--concurrency: must be whole numbers"),
+        (["run", "--pair", "--tasks", "gsm9k"], "--tasks: no task 'gsm9k'"),
+        (["run", "--url", "http://127.0.0.1:9/v1", "--tasks", "sample"], "http://127.0.0.1:9/v1/models"),
+        (["overhead", "--settings", "/nowhere.yaml"], "--settings: /nowhere.yaml"),
+        (["report", "/nowhere.json"], "/nowhere.json: not a report"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_starts(arguments: list[str], words: str) -> None:
+    result = CliRunner().invoke(app, ["bench", *arguments])
+    assert result.exit_code == 1
+    assert words in result.output
+    assert "Traceback" not in result.output
