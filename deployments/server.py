@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from dflash_serve.gateway import Gateway, GatewayConfig, TrafficClasses, load_ap
 from dflash_serve.routing import DEAD, IN_FLIGHT, REPORT_NUMBER
 from dflash_serve.settings.model import Auth, Limits, Metrics, Settings
 from dflash_serve.speculation.acceptance import AcceptanceWindow
+from dflash_serve.speculation.report import REPORT_VARIABLE
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -78,6 +80,10 @@ class DFlashServer(LLMServer):
         self._gateway: Gateway | None = None
         self._stats = engine_stats()
         self._stats.window = AcceptanceWindow(options.metrics.acceptance_window_seconds)
+        # the engine's process inherits it
+        self._folder = tempfile.TemporaryDirectory(prefix="dflash-serve-")
+        self._stats.draft_length_report = Path(self._folder.name) / "draft_length.json"
+        os.environ[REPORT_VARIABLE] = str(self._stats.draft_length_report)
         self._telemetry = Telemetry(llm_config.model_id, serve.get_replica_context().replica_id.unique_id)
         await super().__init__(with_local_models(llm_config))
         self._telemetry.start(lambda: self._stats, start_seconds=time.monotonic() - started)

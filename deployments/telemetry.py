@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray.util import metrics as ray_metrics
@@ -24,7 +24,7 @@ class Telemetry:
     def __init__(self, model_id: str, replica_id: str) -> None:
         self._tags = {"model": model_id, "replica": replica_id}
         self._metrics = {metric.name: _make(metric) for metric in catalogue.CATALOGUE}
-        self._published: dict[tuple[str, ...], int] = {}
+        self._published: dict[tuple[str, ...], float] = {}
         self._task: asyncio.Task[None] | None = None
 
     def observe(self, record: RequestRecord) -> None:
@@ -62,6 +62,30 @@ class Telemetry:
         ):
             for position, count in by_position(counts).items():
                 self._move(metric, count, position=position)
+        report = stats.draft_length()
+        if report is not None:
+            self._publish_draft_length(report)
+
+    def _publish_draft_length(self, report: Mapping[str, Any]) -> None:
+        """What `DraftLengthController.report` gave in the engine's process."""
+        self._move(catalogue.EXPECTED_TOKENS, int(report["expected_tokens"]))
+        self._move(catalogue.REALISED_TOKENS, report["realised_tokens"])
+        self._move(catalogue.AUTOREGRESSIVE_SECONDS, report["autoregressive_seconds"])
+        for draft_tokens, steps in report["steps_by_draft_tokens"].items():
+            key = (catalogue.CHOSEN_DRAFT_TOKENS.name, draft_tokens)
+            for _ in range(steps - int(self._published.get(key, 0))):
+                self._observe(catalogue.CHOSEN_DRAFT_TOKENS, float(draft_tokens))
+            self._published[key] = steps
+        if not report["fresh"]:
+            # an idle engine chooses nothing
+            return
+        self._set(catalogue.DRAFTER_UNPROFITABLE, float(report["unprofitable"]))
+        for metric, value in (
+            (catalogue.ESTIMATED_SPEEDUP, report["estimated_speedup"]),
+            (catalogue.STEP_COST_ERROR, report["cost_error_ratio"]),
+        ):
+            if value is not None:
+                self._set(metric, value)
 
     def start(self, stats: Callable[[], EngineStats], *, start_seconds: float) -> None:
         """Publish every second, from the running event loop, until it ends."""
@@ -74,13 +98,13 @@ class Telemetry:
 
         self._task = asyncio.get_running_loop().create_task(loop())
 
-    def _move(self, metric: Metric, value: int, **labels: str) -> None:
+    def _move(self, metric: Metric, value: float, **labels: str) -> None:
         """Count up to `value`."""
         key = (metric.name, *labels.values())
         self._count(metric, value - self._published.get(key, 0), **labels)
         self._published[key] = value
 
-    def _count(self, metric: Metric, amount: int, **labels: str) -> None:
+    def _count(self, metric: Metric, amount: float, **labels: str) -> None:
         if amount > 0:  # Ray's counters refuse zero
             self._metrics[metric.name].inc(amount, tags=self._tags | labels)
 

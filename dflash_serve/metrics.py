@@ -89,6 +89,33 @@ POSITION_ACCEPTED_TOKENS = Metric(
     labels=(*BASE_LABELS, "position"),
 )
 
+# The draft length, chosen at each step (speculation.mode: adaptive)
+CHOSEN_DRAFT_TOKENS = Metric(
+    "dflash_chosen_draft_tokens",
+    "histogram",
+    "Draft tokens (K) of each engine step that decoded.",
+    # Ray takes no boundary at zero
+    boundaries=(0.5, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15),
+)
+EXPECTED_TOKENS = Metric("dflash_expected_tokens", "counter", "Tokens that those steps were expected to give.")
+REALISED_TOKENS = Metric("dflash_realised_tokens", "counter", "Tokens that the same steps gave.")
+STEP_COST_ERROR = Metric(
+    "dflash_step_cost_error_ratio",
+    "gauge",
+    "By how much a step's time differs from the step-cost model's, as a share, a decayed mean.",
+)
+AUTOREGRESSIVE_SECONDS = Metric(
+    "dflash_autoregressive_seconds", "counter", "Engine time in steps at K = 0 while speculation is configured."
+)
+ESTIMATED_SPEEDUP = Metric(
+    "dflash_estimated_speedup_ratio",
+    "gauge",
+    "Estimated tokens/s at the chosen K over those at K = 0, at the present load and acceptance.",
+)
+DRAFTER_UNPROFITABLE = Metric(
+    "dflash_drafter_unprofitable", "gauge", "1 while the best choice is K = 0: the drafter does not pay."
+)
+
 # Load of the engine
 RUNNING_REQUESTS = Metric(
     "dflash_running_requests",

@@ -84,7 +84,7 @@ def pair_stages(
     counts: Sequence[int | None] = draft_tokens or [None]
     for count in counts:
         name = "DFlash" if count is None else f"DFlash K={count}"
-        changes: dict[str, Any] = {} if count is None else {"num_draft_tokens": count}
+        changes: dict[str, Any] = {} if count is None else {"max_draft_tokens": count}
         if not synthetic:
             stages.append(Stage(name, tuple(tasks), start(changes)))
             continue

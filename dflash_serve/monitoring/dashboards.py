@@ -45,7 +45,6 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 from dflash_serve import metrics as m
 from dflash_serve.monitoring import queries as q
-from dflash_serve.monitoring.awaited import metric
 from dflash_serve.monitoring.queries import Scope
 from dflash_serve.monitoring.rules import RuleParameters
 
@@ -374,7 +373,7 @@ def speculation() -> dashboard.Dashboard:
                 "Drafter does not pay",
                 "Share of the replicas whose best choice is not to draft.",
                 "percentunit",
-                f"avg({q.now(metric('dflash_drafter_unprofitable'), MODEL, 'avg')})",
+                f"avg({q.now(m.DRAFTER_UNPROFITABLE, MODEL, 'avg')})",
                 width=4,
                 steps=((None, "green"), (0.5, "red")),
             ),
@@ -454,7 +453,7 @@ def speculation() -> dashboard.Dashboard:
                 "Chosen K",
                 "Engine steps by the draft length that was chosen.",
                 "short",
-                q.buckets(metric("dflash_chosen_draft_tokens"), MODEL),
+                q.buckets(m.CHOSEN_DRAFT_TOKENS, MODEL),
             ),
             lines(
                 "Estimated speed-up",
@@ -480,7 +479,7 @@ def speculation() -> dashboard.Dashboard:
                 "Step-cost error",
                 "Relative error of the step-cost model that the choice rests on.",
                 "percentunit",
-                Query(q.now(metric("dflash_step_cost_error_ratio"), REPLICA, "max"), "{{replica}}"),
+                Query(q.now(m.STEP_COST_ERROR, REPLICA, "max"), "{{replica}}"),
             ),
         ),
     )

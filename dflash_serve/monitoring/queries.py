@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 from dflash_serve import metrics as m
 from dflash_serve.metrics import Metric
-from dflash_serve.monitoring.awaited import metric
 
 SERVER_DEPLOYMENTS = 'deployment=~"DFlashServer.*"'
 """Serve's deployments that are replicas of ours; Ray names one `DFlashServer:` and the model id."""
@@ -132,18 +131,18 @@ def healthy_replicas() -> str:
 
 
 def estimated_speedup(scope: Scope) -> str:
-    return now(metric("dflash_estimated_speedup_ratio"), scope, "avg")
+    return now(m.ESTIMATED_SPEEDUP, scope, "avg")
 
 
 def autoregressive_share(scope: Scope) -> str:
     """Share of wall time that the engines spent in steps without drafting, averaged over replicas."""
-    scope_per_replica = replace(scope, by=("model", "replica"))
-    return f"avg{scope.grouping} ({rate(metric('dflash_autoregressive_seconds'), scope_per_replica)})"
+    each = replace(scope, by=("model", "replica"))
+    return f"avg{scope.grouping} ({rate(m.AUTOREGRESSIVE_SECONDS, each)} or 0 * {now(m.RUNNING_REQUESTS, each)})"
 
 
 def realised_ratio(scope: Scope) -> str:
     """Tokens that the choices of K gave over those that they expected."""
-    return ratio(rate(metric("dflash_realised_tokens"), scope), rate(metric("dflash_expected_tokens"), scope))
+    return ratio(rate(m.REALISED_TOKENS, scope), rate(m.EXPECTED_TOKENS, scope))
 
 
 def firing_alerts() -> str:

@@ -13,7 +13,6 @@ import yaml
 
 from dflash_serve import metrics as m
 from dflash_serve.monitoring import queries as q
-from dflash_serve.monitoring.awaited import metric
 from dflash_serve.monitoring.queries import Scope
 
 
@@ -241,14 +240,14 @@ def alerts(parameters: RuleParameters) -> list[Alert]:
             ),
             (
                 "A deployment: roll back, compare revisions.",
-                "Traffic: nothing is broken; consider drafting fewer tokens (`speculation.num_draft_tokens`) or "
+                "Traffic: nothing is broken; consider drafting fewer tokens (`speculation.max_draft_tokens`) or "
                 "training the drafter on the new traffic.",
             ),
         ),
         Alert(
             "DFlashDrafterUnprofitable",
             "warning",
-            f"{q.now(metric('dflash_drafter_unprofitable'), Scope('5m'), 'avg')} > 0.5",
+            f"{q.now(m.DRAFTER_UNPROFITABLE, Scope('5m'), 'avg')} > 0.5",
             p.unprofitable_for_seconds,
             "The drafter of {{ $labels.model }} does not pay.",
             "On {{ $value | humanizePercentage }} of the replicas of {{ $labels.model }} the best choice is not to "

@@ -156,7 +156,7 @@ def _speculation(settings: Settings, here: Surroundings) -> Iterator[Finding]:
     tokens, requests = settings.engine.get("max_num_batched_tokens"), settings.engine.get("max_num_seqs")
     if tokens is not None and requests is not None:
         # each request verifies 1 + K tokens, and the drafter's block takes K slots more (vLLM's scheduler)
-        a_request = 2 * settings.speculation.num_draft_tokens + 1
+        a_request = 2 * settings.speculation.max_draft_tokens + 1
         if tokens // a_request < requests:
             yield Finding(
                 "warning",

@@ -167,7 +167,7 @@ def _working_bytes(
     # the features once by layer and once joined
     a_token = 2 * (gate_and_up + 6 * hidden + 2 * features)
     sampled = settings.engine.get("max_num_seqs", 256) * (
-        1 + (settings.speculation.num_draft_tokens if settings.speculates else 0)
+        1 + (settings.speculation.max_draft_tokens if settings.speculates else 0)
     )
     # logits in the model's dtype, in float32, and sorted or softmaxed once
     logits = min(sampled, max_tokens) * text["vocab_size"] * (2 + 4 + 4)

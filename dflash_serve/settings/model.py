@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from dflash_serve import demo
 from dflash_serve.hardware import ACCELERATORS, CPU, accelerator_named
 from dflash_serve.metrics import MAX_TRAFFIC_CLASSES
+from dflash_serve.speculation import step_cost
 
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
 """A bucket URL (s3://, gs://, …); a hub name or a path has no scheme."""
@@ -23,11 +24,23 @@ class _Section(BaseModel):
 
 
 class Speculation(_Section):
-    mode: Literal["fixed", "off"] = "fixed"
-    """`fixed`: every step drafts `num_draft_tokens`. `off`: autoregressive, no drafter is loaded."""
+    mode: Literal["adaptive", "fixed", "off"] = "adaptive"
+    """`adaptive`: each step verifies as many draft tokens as give the most tokens a second at its load, none if drafts
+    do not pay. `fixed`: each verifies `max_draft_tokens`. `off`: autoregressive, no drafter is loaded."""
 
-    num_draft_tokens: int = Field(default=15, ge=1)
-    """Draft tokens (K) that a verification checks; at most the drafter's `block_size` - 1."""
+    max_draft_tokens: int = Field(default=15, ge=1)
+    """Most draft tokens (K) that a verification checks; at most the drafter's `block_size` - 1."""
+
+    draft_token_choices: list[int] | None = Field(default=None, min_length=1)
+    """Adaptive: the K to choose from, rising; 0 leaves the drafter out, and `max_draft_tokens` stands for all above it.
+    Each K has CUDA graphs of its own: name few. Null: a spread from 0 to `max_draft_tokens`."""
+
+    step_costs: str | None = None
+    """Adaptive: what an engine step takes, to begin with: the name of a bundled surface, or the path of a file that
+    `dflash-serve calibrate` wrote. The engine's own steps correct it. Null: a guess."""
+
+    exploration: float = Field(default=0.005, ge=0, le=0.1)
+    """Adaptive: share of the engine's time that may be lost to trying other K."""
 
     attention_backend: str | None = None
     """The drafter's attention backend (vLLM's name); it must do non-causal attention. Null: vLLM chooses."""
@@ -35,6 +48,20 @@ class Speculation(_Section):
     options: dict[str, Any] = {}
     """Any further field of vLLM's `speculative_config`, such as `rejection_sample_method`: `standard` and `block` keep
     the target's distribution, `synthetic` accepts at a given rate whatever was drafted, for load tests alone."""
+
+    @field_validator("draft_token_choices")
+    @classmethod
+    def _rises(cls, value: list[int] | None) -> list[int] | None:
+        if value is not None and (value != sorted(set(value)) or value[0] < 0 or value[-1] < 1):
+            raise ValueError("must rise from 0 or more to 1 or more, such as [0, 3, 7, 15]; sort it")
+        return value
+
+    @field_validator("step_costs")
+    @classmethod
+    def _is_a_surface(cls, value: str | None) -> str | None:
+        if value is not None:
+            step_cost.load(value)
+        return value
 
     @field_validator("mode", mode="before")
     @classmethod
@@ -253,3 +280,8 @@ class Settings(_Section):
     @property
     def speculates(self) -> bool:
         return self.speculation.mode != "off"
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the draft length is chosen at each step."""
+        return self.speculation.mode == "adaptive"

@@ -33,8 +33,9 @@ MENDS = {
     "auth.api_keys": KEYS_MEND,
     "auth.key": KEYS_MEND,
     "auth.keys": KEYS_MEND,
-    "num_speculative_tokens": "it is speculation.num_draft_tokens here",
-    "speculation.num_speculative_tokens": "it is num_draft_tokens here",
+    "num_speculative_tokens": "it is speculation.max_draft_tokens here",
+    "speculation.num_speculative_tokens": "it is max_draft_tokens here",
+    "speculation.num_draft_tokens": "it is max_draft_tokens here",
     "speculative_config": "use drafter and speculation",
     "engine_kwargs": "it is engine here",
     "model": "it is target here",
@@ -52,7 +53,7 @@ OWNED_ENGINE_ARGUMENTS = {
     "speculative_config": "set drafter and speculation",
     "spec_method": "set drafter and speculation",
     "spec_model": "set drafter",
-    "spec_tokens": "set speculation.num_draft_tokens",
+    "spec_tokens": "set speculation.max_draft_tokens",
     "api_key": "name the variable that holds the keys in auth.keys_env",
     "hf_token": "set HF_TOKEN in the environment of every node; a secret does not belong into a configuration",
     "middleware": "the gateway is the middleware; see limits and auth",
@@ -68,11 +69,18 @@ OWNED_ENGINE_ARGUMENTS = {
 )
 """Engine arguments that other settings stand for, and which."""
 
+OWNED_WHEN_ADAPTIVE = (
+    "engine.scheduler_cls",
+    "engine.worker_cls",
+    "speculation.options.num_speculative_tokens_per_batch_size",
+)
+"""What adaptive speculation sets itself."""
+
 OWNED_SPECULATION_OPTIONS = {
     "method": "it is always dflash",
     "model": "set drafter",
     "revision": "set drafter_revision",
-    "num_speculative_tokens": "set speculation.num_draft_tokens",
+    "num_speculative_tokens": "set speculation.max_draft_tokens",
     "attention_backend": "set speculation.attention_backend",
 }
 """Fields of `speculative_config` that other settings stand for, and which."""
@@ -88,7 +96,13 @@ def parse(values: Mapping[str, Any]) -> Settings:
     if not isinstance(settings.engine.get("override_generation_config", {}), Mapping):
         # limits.max_output_tokens goes into it
         problems.append("engine.override_generation_config: must be a mapping of generation settings; mend it")
-    problems += [*_models(settings), *_hardware(settings), *_replicas(settings), *_traffic(settings)]
+    problems += [
+        f"{name}: adaptive speculation sets it; set speculation.mode: fixed, or leave it out"
+        for name in OWNED_WHEN_ADAPTIVE
+        if settings.adapts and _has(values, name)
+    ]
+    problems += [*_models(settings), *_hardware(settings)]
+    problems += [*_replicas(settings), *_traffic(settings)]
     if problems:
         raise SettingsError(problems)
     return settings

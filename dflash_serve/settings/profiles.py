@@ -174,15 +174,15 @@ def _check_block_size(settings: Settings, read_config: Callable[[str], dict[str,
 
 
 def block_size_problem(settings: Settings, drafter_config: Mapping[str, Any]) -> str | None:
-    """What is wrong with `num_draft_tokens` for a drafter with this config.json; None when it fits."""
+    """What is wrong with `max_draft_tokens` for a drafter with this config.json; None when it fits."""
     block_size = drafter_config.get("block_size")
     if not isinstance(block_size, int) or block_size < 2:
         return f"drafter: config.json of {settings.drafter} has no block_size; name a DFlash drafter (z-lab format)"
-    wanted = settings.speculation.num_draft_tokens
+    wanted = settings.speculation.max_draft_tokens
     if wanted < block_size:
         return None
     return (
-        f"speculation.num_draft_tokens: {wanted} is more than the drafter's block allows; set {block_size - 1} or less"
+        f"speculation.max_draft_tokens: {wanted} is more than the drafter's block allows; set {block_size - 1} or less"
     )
 
 

@@ -9,7 +9,15 @@ from typing import Any
 from dflash_serve.hardware import ANY_GPU
 from dflash_serve.settings.model import Settings
 from dflash_serve.settings.parse import SettingsError
+from dflash_serve.speculation import step_cost
+from dflash_serve.speculation.config import AdaptiveConfig, batch_size_schedule
+from dflash_serve.speculation.controller import default_choices
 
+ADAPTIVE_SCHEDULER = "dflash_serve.vllm_ext.scheduler.AdaptiveScheduler"
+ADAPTIVE_CPU_WORKER = "dflash_serve.vllm_ext.cpu_worker.AdaptiveCPUWorker"
+ADAPTIVE_GPU_WORKER = "dflash_serve.vllm_ext.gpu_worker.AdaptiveWorker"
+DEFAULT_MAX_NUM_SEQS = 256
+"""Where `engine.max_num_seqs` is left to vLLM; its own depends on the hardware, and its last K stands beyond."""
 HEALTH_CHECK_PERIOD_SECONDS = 2
 HEALTH_CHECK_TIMEOUT_SECONDS = 20
 SERVE_HEADROOM = 64
@@ -54,21 +62,53 @@ def engine_kwargs(settings: Settings) -> dict[str, Any]:
         arguments["otlp_traces_endpoint"] = settings.metrics.otlp_traces_endpoint
     if settings.speculates:
         arguments["speculative_config"] = speculative_config(settings)
+        if settings.adapts:
+            arguments |= adaptive_arguments(settings)
     else:
         arguments.pop("per_request_spec_decode_metrics", None)
     return arguments
 
 
+def adaptive_arguments(settings: Settings) -> dict[str, Any]:
+    """vLLM's arguments that put our choice of the draft length into the engine."""
+    return {
+        "scheduler_cls": ADAPTIVE_SCHEDULER,
+        "worker_cls": ADAPTIVE_CPU_WORKER if settings.hardware.is_cpu else ADAPTIVE_GPU_WORKER,
+        "additional_config": settings.engine.get("additional_config", {}) | adaptive_config(settings).to_additional(),
+    }
+
+
+def adaptive_config(settings: Settings) -> AdaptiveConfig:
+    """Reads the surface of step costs; the settings have checked that it can be read."""
+    speculation = settings.speculation
+    most = speculation.max_draft_tokens
+    stated = speculation.draft_token_choices or default_choices(most)
+    # a profile's choices under a smaller limit of one's own end with that limit
+    choices = stated if stated[-1] <= most else sorted({*(count for count in stated if count < most), most})
+    return AdaptiveConfig(
+        tuple(choices),
+        step_cost.load(speculation.step_costs or step_cost.GENERIC),
+        speculation.exploration,
+    )
+
+
 def speculative_config(settings: Settings) -> dict[str, Any]:
     """vLLM's `speculative_config` (vllm/config/speculative.py)."""
     speculation = settings.speculation
-    config = {
+    config: dict[str, Any] = {
         "method": "dflash",
         "model": settings.drafter,
         "revision": settings.drafter_revision,
-        "num_speculative_tokens": speculation.num_draft_tokens,
+        "num_speculative_tokens": speculation.max_draft_tokens,
         "attention_backend": speculation.attention_backend,
     }
+    if settings.adapts:
+        choices = adaptive_config(settings).choices
+        most = settings.engine.get("max_num_seqs", DEFAULT_MAX_NUM_SEQS)
+        config |= {
+            "num_speculative_tokens": choices[-1],
+            "num_speculative_tokens_per_batch_size": batch_size_schedule(choices, most),
+        }
     return {name: value for name, value in config.items() if value is not None} | speculation.options
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from dflash_serve.speculation.acceptance import AcceptanceCounts, AcceptanceWindow
+from dflash_serve.speculation.report import read_report
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -31,10 +33,16 @@ class EngineStats:
     waiting_requests: int = 0
     kv_cache_usage: float = 0.0
     """Share of the KV cache in use, 0 to 1."""
+    draft_length_report: Path | None = None
+    """Where the engine's process tells of the draft lengths that it chooses; see dflash_serve.speculation.report."""
 
     def acceptance_length(self) -> float | None:
         """Tokens per verification over the window; None when nothing was verified in it."""
         return self.window.counts(time.monotonic()).acceptance_length
+
+    def draft_length(self) -> dict[str, Any] | None:
+        """The last report; None when the draft length is not chosen, or not yet."""
+        return read_report(self.draft_length_report) if self.draft_length_report else None
 
 
 _stats = EngineStats()

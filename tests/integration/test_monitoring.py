@@ -25,7 +25,6 @@ from benchmarks.collector import Collector
 from benchmarks.local_server import BIN, MODEL, ROOT, Server, metrics_discovery, replica_logs, serving
 from dflash_serve import demo, metrics
 from dflash_serve.metrics import Metric
-from dflash_serve.monitoring.awaited import is_awaited
 from dflash_serve.monitoring.preview import concrete
 from dflash_serve.monitoring.prometheus import Prometheus, running
 from dflash_serve.monitoring.rules import ACCEPTANCE, RuleParameters
@@ -176,8 +175,6 @@ def test_no_panel_is_empty(observed: Observed, name: str) -> None:
     empty, drawn = [], 0
     for panel in board["panels"]:
         for target in panel.get("targets", []):
-            if is_awaited(target["expr"]):
-                continue
             series = observed.prometheus.query_range(concrete(target["expr"]), observed.start, observed.end, 5)
             if any(not math.isnan(point) for one in series for _, point in one.points):
                 drawn += 1

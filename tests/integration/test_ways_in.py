@@ -41,8 +41,8 @@ def test_serve_run_needs_no_environment(tmp_path: Path) -> None:
     ("args", "words"),
     [
         (
-            {"speculation": {"num_draft_tokens": 99}},
-            "speculation.num_draft_tokens: 99 is more than the drafter's block",
+            {"speculation": {"max_draft_tokens": 99}},
+            "speculation.max_draft_tokens: 99 is more than the drafter's block",
         ),
         ({"limts": {"max_n": 2}}, "limts: unknown setting; did you mean limits?"),
     ],

@@ -68,7 +68,8 @@ def test_every_profile_stands_alone(profile: str) -> None:
 
 
 def test_gemma_profiles_are_the_cards() -> None:
-    engine = llm_config_kwargs(settings_of({"profile": "gemma4-31b-b300"}))["engine_kwargs"]
+    fixed = {"profile": "gemma4-31b-b300", "speculation": {"mode": "fixed"}}
+    engine = llm_config_kwargs(settings_of(fixed))["engine_kwargs"]
     assert engine["max_num_batched_tokens"] == 32768
     assert engine["attention_backend"] == "TRITON_ATTN"
     assert engine["speculative_config"] == {
@@ -83,7 +84,7 @@ def test_own_settings_win_section_by_section() -> None:
     settings = settings_of(
         {
             "profile": "smollm2-cpu",
-            "speculation": {"num_draft_tokens": 3, "options": {"rejection_sample_method": "block"}},
+            "speculation": {"max_draft_tokens": 3, "options": {"rejection_sample_method": "block"}},
             "engine": {"max_num_seqs": 4},
             "limits": {"max_output_tokens": 99},
         }
@@ -117,23 +118,26 @@ def test_tensor_parallel_reserves_one_bundle_a_gpu() -> None:
     [
         ({"profle": "auto"}, "profle: unknown setting; did you mean profile?"),
         (
-            {"speculation": {"num_draft_token": 3}},
-            "speculation.num_draft_token: unknown setting; did you mean num_draft_tokens?",
+            {"speculation": {"max_draft_token": 3}},
+            "speculation.max_draft_token: unknown setting; did you mean max_draft_tokens?",
         ),
         (
             {"num_speculative_tokens": 7},
-            "num_speculative_tokens: unknown setting; it is speculation.num_draft_tokens here",
+            "num_speculative_tokens: unknown setting; it is speculation.max_draft_tokens here",
         ),
         ({"auth": {"keys": ["sk-1"]}}, "auth.keys: unknown setting; keys do not belong into a configuration"),
         (
-            {"speculation": {"num_draft_tokens": 0}},
-            "speculation.num_draft_tokens: input should be greater than or equal to 1; it is 0",
+            {"speculation": {"max_draft_tokens": 0}},
+            "speculation.max_draft_tokens: input should be greater than or equal to 1; it is 0",
         ),
         (
-            {"speculation": {"num_draft_tokens": 16}},
-            "speculation.num_draft_tokens: 16 is more than the drafter's block allows; set 15 or less",
+            {"speculation": {"max_draft_tokens": 16}},
+            "speculation.max_draft_tokens: 16 is more than the drafter's block allows; set 15 or less",
         ),
-        ({"speculation": {"mode": "maybe"}}, "speculation.mode: input should be 'fixed' or 'off'; it is 'maybe'"),
+        (
+            {"speculation": {"mode": "maybe"}},
+            "speculation.mode: input should be 'adaptive', 'fixed' or 'off'; it is 'maybe'",
+        ),
         ({"autoscaling": {"min_replicas": 4}}, "autoscaling: max_replicas (1) is below min_replicas (4)"),
         ({"profile": "gemma4-31b-b30"}, "profile: unknown profile 'gemma4-31b-b30'; did you mean gemma4-31b-b300?"),
         ({"profile": "./none.yaml"}, "profile: there is no file ./none.yaml"),

@@ -51,7 +51,7 @@ OVERRIDES: dict[str, Any] = {
     "model_id": "mine",
     "target_revision": "abc",
     "drafter_revision": "def",
-    "speculation": {"mode": "off", "num_draft_tokens": 3, "attention_backend": "FLEX_ATTENTION", "options": {"a": 1}},
+    "speculation": {"mode": "off", "max_draft_tokens": 3, "attention_backend": "FLEX_ATTENTION", "options": {"a": 1}},
     "hardware": {"cpus_per_replica": 1.5, "kv_cache_gib": 4, "omp_threads": 3},
     "autoscaling": {"min_replicas": 2, "max_replicas": 5, "initial_replicas": 3, "target_ongoing_requests": 2.5},
     "routing": {"policy": "prefix_aware"},
@@ -119,10 +119,10 @@ def test_the_name_that_clients_use(target: str, name: str) -> None:
 
 def test_the_drafters_block_bounds_the_draft_tokens(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"block_size": 8}))
-    args: dict[str, Any] = {"drafter": str(tmp_path), "speculation": {"num_draft_tokens": 7}}
+    args: dict[str, Any] = {"drafter": str(tmp_path), "speculation": {"max_draft_tokens": 7}}
     assert resolve(args, CPU_ONLY).settings.drafter == str(tmp_path)
-    args["speculation"]["num_draft_tokens"] = 8
-    with pytest.raises(SettingsError, match=r"^speculation\.num_draft_tokens: 8 is more .*; set 7 or less$"):
+    args["speculation"]["max_draft_tokens"] = 8
+    with pytest.raises(SettingsError, match=r"^speculation\.max_draft_tokens: 8 is more .*; set 7 or less$"):
         resolve(args, CPU_ONLY)
     args["speculation"]["mode"] = "off"
     assert not resolve(args, CPU_ONLY).settings.speculates
@@ -146,4 +146,4 @@ def test_a_drafter_folder_that_is_no_checkpoint(tmp_path: Path, text: str | None
 
 def test_a_drafter_that_is_not_here_is_checked_later() -> None:
     for drafter in ("org/model-DFlash", "/only/on/the/gpu/node"):
-        assert resolve({"drafter": drafter, "speculation": {"num_draft_tokens": 99}}, CPU_ONLY).settings.speculates
+        assert resolve({"drafter": drafter, "speculation": {"max_draft_tokens": 99}}, CPU_ONLY).settings.speculates

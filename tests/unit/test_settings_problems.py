@@ -48,8 +48,35 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"profile": "zzz"}, "profile: unknown profile 'zzz'; known: auto, gemma4-31b-b200"),
     ({"profile": "/dev/null/x.yaml"}, "profile: cannot read /dev/null/x.yaml: Not a directory; mend"),
     (
-        {"speculation": {"num_draft_tokens": "7"}},
-        "speculation.num_draft_tokens: input should be a valid integer; it is",
+        {"speculation": {"max_draft_tokens": "7"}},
+        "speculation.max_draft_tokens: input should be a valid integer; it is",
+    ),
+    (
+        {"speculation": {"num_draft_tokens": 7}},
+        "speculation.num_draft_tokens: unknown setting; it is max_draft_tokens here",
+    ),
+    (
+        {"speculation": {"draft_token_choices": [3, 0]}},
+        "speculation.draft_token_choices: must rise from 0 or more to 1",
+    ),
+    ({"speculation": {"draft_token_choices": [0]}}, "speculation.draft_token_choices: must rise from 0 or more to 1"),
+    (
+        {"speculation": {"draft_token_choices": [-1, 3]}},
+        "speculation.draft_token_choices: must rise from 0 or more to 1",
+    ),
+    (
+        {"speculation": {"step_costs": "h900"}},
+        "speculation.step_costs: no surface 'h900'; known: gemma4-31b-h200, generic",
+    ),
+    (
+        {"speculation": {"step_costs": "/no/such.json"}},
+        "speculation.step_costs: cannot read /no/such.json: No such file",
+    ),
+    ({"speculation": {"exploration": 0.5}}, "speculation.exploration: input should be less than or equal to 0.1"),
+    ({"engine": {"scheduler_cls": "a.B"}}, "engine.scheduler_cls: adaptive speculation sets it; set speculation.mode"),
+    (
+        {"speculation": {"options": {"num_speculative_tokens_per_batch_size": [[1, 4, 3]]}}},
+        "speculation.options.num_speculative_tokens_per_batch_size: adaptive speculation sets it",
     ),
     ({"speculation": {"options": {"method": "eagle"}}}, "speculation.options.method: not here; it is always dflash"),
     ({"speculation": {"options": {"model": "a"}}}, "speculation.options.model: not here; set drafter"),

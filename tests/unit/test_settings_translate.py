@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from dflash_serve.settings import (
     profile_names,
     resolve,
 )
+
+SOURCE = Path(__file__).resolve().parents[2]
 
 
 def kwargs_of(args: dict[str, Any]) -> dict[str, Any]:
@@ -38,6 +41,7 @@ def test_the_bundled_pair_on_cpu() -> None:
         "method": "dflash",
         "model": "demo:smollm2-135m-dflash",
         "num_speculative_tokens": 5,
+        "num_speculative_tokens_per_batch_size": [[1, 2, 5], [3, 3, 3], [4, 5, 2], [6, 9, 1], [10, 16, 0]],
     }
 
 
@@ -54,9 +58,34 @@ def test_gemma_as_its_drafters_card_runs_it(accelerator: str) -> None:
         "model": "z-lab/gemma-4-31B-it-DFlash",
         "revision": "abc",
         "num_speculative_tokens": 15,
+        "num_speculative_tokens_per_batch_size": engine["speculative_config"]["num_speculative_tokens_per_batch_size"],
         "attention_backend": "FLASH_ATTN",
     }
     assert not any(name.startswith(("VLLM_CPU", "OMP")) for name in kwargs["runtime_env"]["env_vars"])
+
+
+def test_the_adaptive_engine_names_each_choice_and_brings_its_own_scheduler() -> None:
+    engine = kwargs_of({"profile": "gemma4-31b-h200"})["engine_kwargs"]
+    schedule = engine["speculative_config"]["num_speculative_tokens_per_batch_size"]
+    assert [count for _, _, count in schedule] == [15, 7, 5, 3, 1, 0]
+    assert (schedule[0][0], schedule[-1][1]) == (1, 64)
+    assert engine["additional_config"]["dflash_serve"]["draft_token_choices"] == [0, 1, 3, 5, 7, 15]
+    for name in ("scheduler_cls", "worker_cls"):
+        module, _, attribute = engine[name].rpartition(".")
+        assert (SOURCE / f"{module.replace('.', '/')}.py").read_text().count(f"class {attribute}(") == 1
+
+
+def test_a_lower_limit_ends_the_choices() -> None:
+    engine = kwargs_of({"profile": "gemma4-31b-h200", "speculation": {"max_draft_tokens": 6}})["engine_kwargs"]
+    assert engine["additional_config"]["dflash_serve"]["draft_token_choices"] == [0, 1, 3, 5, 6]
+    assert engine["speculative_config"]["num_speculative_tokens"] == 6
+
+
+def test_a_fixed_draft_length_leaves_the_scheduler_to_vllm() -> None:
+    engine = kwargs_of({"profile": "smollm2-cpu", "speculation": {"mode": "fixed"}})["engine_kwargs"]
+    assert engine["speculative_config"]["num_speculative_tokens"] == 5
+    assert not {"scheduler_cls", "worker_cls", "additional_config"} & engine.keys()
+    assert "num_speculative_tokens_per_batch_size" not in engine["speculative_config"]
 
 
 def test_several_gpus_a_replica_stay_on_one_node() -> None:

@@ -14,7 +14,6 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from dflash_serve import metrics
 from dflash_serve.monitoring.__main__ import ROOT, rendered
-from dflash_serve.monitoring.awaited import AWAITED, metric
 from dflash_serve.monitoring.rules import RuleParameters, alerts, duration, groups
 
 FILES = rendered()
@@ -43,7 +42,7 @@ def test_nothing_else_lies_there() -> None:
 
 
 def test_every_metric_asked_for_is_in_the_catalogue() -> None:
-    known = {m.exported_name for m in (*metrics.CATALOGUE, *metrics.RELIED_ON, *AWAITED)}
+    known = {m.exported_name for m in (*metrics.CATALOGUE, *metrics.RELIED_ON)}
     asked = {
         re.sub(r"_(bucket|count)$", "", name)
         for expression in expressions()
@@ -104,11 +103,6 @@ def test_every_alert_says_what_it_is_and_what_to_do() -> None:
         assert alert.mend
         assert f"\n## {alert.name}\n" in text
         assert alert.rule("x")["annotations"]["runbook_url"] == f"x#{alert.name.lower()}"
-
-
-def test_an_unknown_metric_is_refused() -> None:
-    with pytest.raises(KeyError):
-        metric("dflash_no_such_thing")
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (90, "90s"), (300, "5m"), (3600, "1h"), (86400, "1d")])

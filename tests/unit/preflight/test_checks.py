@@ -161,7 +161,7 @@ def test_images_are_opt_in_and_bounded() -> None:
 
 
 def test_synthetic_acceptance_has_no_cpu_sampler() -> None:
-    speculation = {"num_draft_tokens": 7, "options": {"rejection_sample_method": "synthetic"}}
+    speculation = {"max_draft_tokens": 7, "options": {"rejection_sample_method": "synthetic"}}
     settings = resolve({"profile": "smollm2-cpu", "speculation": speculation}, Cluster(cpus=2, gpus={})).settings
     assert only(check(settings, None, None, HERE)).severity == "error"
 

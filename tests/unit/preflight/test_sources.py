@@ -115,9 +115,9 @@ def test_too_many_draft_tokens_for_a_drafter_that_was_just_read(tmp_path: Path) 
     from benchmarks.gemma4_shapes import drafter_config
 
     (tmp_path / "config.json").write_text(json.dumps(drafter_config(tiny=True)))
-    args = {"profile": "smollm2-cpu", "drafter": str(tmp_path), "speculation": {"num_draft_tokens": 8}}
+    args = {"profile": "smollm2-cpu", "drafter": str(tmp_path), "speculation": {"max_draft_tokens": 8}}
     settings = resolve(args, Cluster(cpus=2, gpus={}), read_config=lambda _: None).settings
-    assert any(error.startswith("speculation.num_draft_tokens: 8 is more than") for error in run(settings).errors)
+    assert any(error.startswith("speculation.max_draft_tokens: 8 is more than") for error in run(settings).errors)
 
 
 def test_the_bundled_pair_has_nothing_to_find() -> None:

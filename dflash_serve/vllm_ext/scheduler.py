@@ -1,0 +1,143 @@
+"""vLLM's schedulers with the draft length chosen at every step (`scheduler_cls`).
+
+vLLM 0.29 lets a schedule by batch size say how many draft tokens the next step verifies
+(`num_speculative_tokens_per_batch_size`). Here `DraftLengthController` says it: the number is put where vLLM's own
+would stand, `SchedulerOutput.num_spec_tokens_to_schedule`, before vLLM makes placeholders (or, on CPU, drafts) of it.
+
+What is verified changes, never what is accepted: output stays the target's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from dflash_serve.speculation.config import AdaptiveConfig
+from dflash_serve.speculation.controller import DraftLengthController
+from dflash_serve.speculation.report import REPORT_SECONDS, REPORT_VARIABLE, write_report
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.engine import EngineCoreOutputs
+    from vllm.v1.outputs import ModelRunnerOutput
+
+logger = logging.getLogger("vllm.dflash_serve")
+
+
+class AdaptiveScheduler(Scheduler):
+    """vLLM's scheduler, or its asynchronous one where the engine runs that, with our choice of K.
+
+    Its settings are `additional_config["dflash_serve"]`, see `AdaptiveConfig`.
+    """
+
+    def __new__(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> AdaptiveScheduler:
+        if cls is AdaptiveScheduler and vllm_config.scheduler_config.async_scheduling:
+            return object.__new__(AdaptiveAsyncScheduler)
+        return object.__new__(cls)
+
+    def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(vllm_config, *args, **kwargs)
+        config = AdaptiveConfig.from_additional(vllm_config.additional_config, self.num_spec_tokens)
+        self.draft_length = DraftLengthController(config.choices, config.costs, exploration=config.exploration)
+        if self.parallel_config.data_parallel_size > 1:
+            # ranks that verify different numbers of tokens would wait for each other forever
+            logger.warning("draft length: fixed at %d under data parallelism", self.num_spec_tokens)
+            self.draft_length.force(self.num_spec_tokens)
+        self._steps: dict[int, tuple[float, int]] = {}
+        self._schedule_began = 0.0
+        self._last_output = 0.0
+        self._next_draft_tokens = self.num_spec_tokens
+        report = os.environ.get(REPORT_VARIABLE)
+        self._report_to = Path(report) if report else None
+        self._reported = 0.0
+        logger.info("draft length: chosen from %s; step costs begin at: %s", list(config.choices), config.costs.about)
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        self._schedule_began = time.monotonic()
+        output: SchedulerOutput = super().schedule(*args, **kwargs)
+        return output
+
+    def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
+        requests = len(scheduler_output.num_scheduled_tokens)
+        if requests:
+            chosen = self.draft_length.choose(requests, self._schedule_began)
+            # what this step verifies was chosen the last time
+            self._steps[id(scheduler_output)] = (self._schedule_began, self._next_draft_tokens)
+            self._next_draft_tokens = chosen
+            scheduler_output.num_spec_tokens_to_schedule = chosen
+        super()._update_after_schedule(scheduler_output)
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        step = self._steps.pop(id(scheduler_output), None)
+        if step is not None:
+            self._observe(scheduler_output, model_runner_output, *step)
+        result: dict[int, EngineCoreOutputs] = super().update_from_output(scheduler_output, model_runner_output)
+        return result
+
+    def _observe(self, scheduled: SchedulerOutput, output: ModelRunnerOutput, began: float, draft_tokens: int) -> None:
+        now = time.monotonic()
+        seconds = now - max(began, self._last_output)
+        self._last_output = now
+        drafts = scheduled.scheduled_spec_decode_tokens
+        requests = len(scheduled.num_scheduled_tokens)
+        outcomes, decoded = count_outcomes(drafts, output, scheduled.num_invalid_spec_tokens, draft_tokens)
+        uniform = scheduled.total_num_scheduled_tokens == requests * (1 + draft_tokens) and (
+            draft_tokens == 0 or len(drafts) == requests
+        )
+        if decoded:
+            self.draft_length.observe(
+                requests if uniform else decoded,
+                draft_tokens,
+                outcomes,
+                seconds if uniform else None,
+                since_last=seconds,
+                steady=draft_tokens == scheduled.num_spec_tokens_to_schedule,
+            )
+        if self._report_to is not None and now - self._reported >= REPORT_SECONDS:
+            self._reported = now
+            write_report(self._report_to, self.draft_length.report())
+
+
+class AdaptiveAsyncScheduler(AdaptiveScheduler, AsyncScheduler):
+    """The same over vLLM's asynchronous scheduler, which GPUs run."""
+
+
+def count_outcomes(
+    drafts: Mapping[str, list[int]],
+    output: ModelRunnerOutput,
+    invalid: Mapping[str, int] | None,
+    draft_tokens: int,
+) -> tuple[dict[tuple[int, int], int], int]:
+    """(verified, accepted) -> requests, and how many requests decoded at all.
+
+    Args:
+        drafts: Draft tokens that the step verified, by request.
+        invalid: Of those, how many at the end a grammar ruled out before the target saw them.
+        draft_tokens: Most that were chosen; a request with more got zeros in place of a draft near the context's end.
+    """
+    sampled = output.sampled_token_ids
+    outcomes: dict[tuple[int, int], int] = {}
+    decoded = 0
+    if not sampled:
+        return outcomes, decoded
+    for request, index in output.req_id_to_index.items():
+        generated = len(sampled[index])
+        if not generated:
+            continue
+        decoded += 1
+        verified = len(drafts.get(request, ()))
+        if invalid and verified:
+            verified -= invalid.get(request, 0)
+        if 0 < verified <= draft_tokens:
+            outcome = (verified, min(generated - 1, verified))
+            outcomes[outcome] = outcomes.get(outcome, 0) + 1
+    return outcomes, decoded
