@@ -55,6 +55,27 @@ def preflight(
 
 
 @app.command()
+def calibrate(
+    config: Annotated[Path, typer.Argument(help="Serve configuration file.")] = Path("serve_config.yaml"),
+    *,
+    profile: Annotated[str | None, typer.Option(help="With this profile instead of the configuration's.")] = None,
+    out: Annotated[Path, typer.Option(help="Written here, with .json, .yaml, .png, .svg.")] = Path("step-costs"),
+    requests: Annotated[str, typer.Option(help="Loads, such as 1,8,32 (default: powers of two).")] = "",
+    steps: Annotated[int, typer.Option(min=4, help="Steps of each load and draft length, twice.")] = 16,
+) -> None:
+    """Measure what engine steps take on this machine, for adaptive speculation to begin with."""
+    from deployments.calibrate import run
+
+    try:
+        loads = [int(part) for part in requests.split(",") if part]
+    except ValueError:
+        loads = [0]
+    if any(load < 1 for load in loads):
+        raise typer.BadParameter("must be numbers from 1, separated by commas", param_hint="--requests")
+    raise typer.Exit(run(config, profile=profile, out=out, requests=loads, steps=steps))
+
+
+@app.command()
 def prepare() -> None:
     """Make the bundled model pair (done by `up` too); prints where it lies."""
     from dflash_serve.demo.__main__ import main as make_pair

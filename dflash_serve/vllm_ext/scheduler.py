@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,9 @@ class AdaptiveScheduler(Scheduler):
         report = os.environ.get(REPORT_VARIABLE)
         self._report_to = Path(report) if report else None
         self._reported = 0.0
+        self.on_step: Callable[[int, int, float | None, bool], None] | None = None
+        """Called after each step that decoded with (requests, draft tokens, its seconds unless it did something else as
+        well, whether it drafted as many tokens as it verified): calibration watches."""
         logger.info("draft length: chosen from %s; step costs begin at: %s", list(config.choices), config.costs.about)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
@@ -94,14 +97,11 @@ class AdaptiveScheduler(Scheduler):
             draft_tokens == 0 or len(drafts) == requests
         )
         if decoded:
-            self.draft_length.observe(
-                requests if uniform else decoded,
-                draft_tokens,
-                outcomes,
-                seconds if uniform else None,
-                since_last=seconds,
-                steady=draft_tokens == scheduled.num_spec_tokens_to_schedule,
-            )
+            running, alone = (requests, seconds) if uniform else (decoded, None)
+            steady = draft_tokens == scheduled.num_spec_tokens_to_schedule
+            self.draft_length.observe(running, draft_tokens, outcomes, alone, since_last=seconds, steady=steady)
+            if self.on_step is not None:
+                self.on_step(running, draft_tokens, alone, steady)
         if self._report_to is not None and now - self._reported >= REPORT_SECONDS:
             self._reported = now
             write_report(self._report_to, self.draft_length.report())

@@ -5,29 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import torch
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
-from safetensors.torch import load_file, save_file
 
 from benchmarks.collector import Collector
 from benchmarks.local_server import BIN, MODEL, ROOT, Server, metrics_discovery, replica_logs, serving
-from dflash_serve import demo, metrics
+from dflash_serve import metrics
 from dflash_serve.metrics import Metric
 from dflash_serve.monitoring.preview import concrete
 from dflash_serve.monitoring.prometheus import Prometheus, running
 from dflash_serve.monitoring.rules import ACCEPTANCE, RuleParameters
+from tests.integration.bad_drafter import shuffled_drafter
 from tests.integration.conftest import API_KEYS, TRAFFIC_CLASSES
 
 pytestmark = pytest.mark.integration
@@ -36,7 +33,7 @@ BAD_MODEL = "bad-drafter"
 EXPECTED_ALERT = f"DFlashAcceptanceCollapsed {BAD_MODEL}"
 BAD_WINDOW_SECONDS = 10
 DRAFT_TOKENS = 5
-"""K of the bundled pair."""
+"""The most of the bundled pair."""
 RULES = RuleParameters(rate_window_seconds=30, evaluation_interval_seconds=2, acceptance_for_seconds=20)
 """The rules as they are, in a hurry: Ray's metrics move every 10 s, so a rate needs half a minute."""
 ALERT_SECONDS = 10 + 2 * RULES.rate_window_seconds + RULES.acceptance_for_seconds
@@ -44,6 +41,8 @@ ALERT_SECONDS = 10 + 2 * RULES.rate_window_seconds + RULES.acceptance_for_second
 MORE_SECONDS = 15
 """The load goes on for so long after the alert, lest the healthy model only be slower to fire it."""
 SECRETS = ("canary-prompt", "canary-user", *API_KEYS)
+NEVER = {metrics.VLLM_PREEMPTIONS, metrics.AUTOREGRESSIVE_SECONDS}
+"""Counters that may have nothing to count here, and Ray exports no zero: nothing is preempted, all steps draft."""
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 QUESTION = "Take your time, and leave no number out. " * 30 + f"Count from 1 to 40. {SECRETS[0]}"
 """Longer than two blocks of the KV cache (128 tokens on CPU), so that the prefix cache has something to find: with a
@@ -60,16 +59,6 @@ class Observed:
     """When the load ended: Unix seconds."""
     fired_seconds: dict[str, float]
     """Firing alerts by `name model`, and how long after the load began they fired."""
-
-
-def shuffled_drafter(folder: Path) -> Path:
-    """The bundled drafter with what reads the target's hidden states in random order."""
-    shutil.copy2(demo.drafter_path() / "config.json", folder)
-    weights = load_file(demo.drafter_path() / "model.safetensors")
-    order = torch.randperm(weights["fc.weight"].shape[1], generator=torch.Generator().manual_seed(0))
-    weights["fc.weight"] = weights["fc.weight"][:, order].contiguous()
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
 
 
 async def keep_busy(server: Server, model: str, key: str, enough: asyncio.Event, *, worker: int) -> None:
@@ -132,6 +121,8 @@ def observed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "model_id": BAD_MODEL,
         "drafter": str(shuffled_drafter(tmp_path_factory.mktemp("drafter"))),
         "metrics": {"acceptance_window_seconds": BAD_WINDOW_SECONDS},
+        # an adaptive one soon stops drafting, and verifies too little for this alert
+        "speculation": {"mode": "fixed"},
     }
     with serving(tmp_path_factory.mktemp("bad"), args) as bad:
         discovery = [metrics_discovery(server), metrics_discovery(bad)]
@@ -190,12 +181,11 @@ def test_recording_rules_have_values(observed: Observed) -> None:
 
 
 def test_every_metric_is_exported_with_its_labels(observed: Observed) -> None:
-    for metric in metrics.CATALOGUE:
+    for metric in set(metrics.CATALOGUE) - NEVER:
         samples = observed.prometheus.query(f'last_over_time({metric.series_name}{{model="{MODEL}"}}[5m])')
         assert samples, metric.name
         assert set(metric.labels) <= samples[0].labels.keys(), metric.name
-    never = {metrics.VLLM_PREEMPTIONS}  # nothing was preempted, and Ray exports no zero
-    for metric in set(metrics.RELIED_ON) - never:
+    for metric in set(metrics.RELIED_ON) - NEVER:
         assert observed.prometheus.query(f"last_over_time({metric.series_name}[5m])"), metric.name
 
 
@@ -222,7 +212,8 @@ def test_the_counters_agree(observed: Observed) -> None:
         sample.labels["position"]
         for sample in observed.prometheus.query(f'{metrics.POSITION_DRAFT_TOKENS.exported_name}{{model="{MODEL}"}}')
     }
-    assert positions == {metrics.position_label(index) for index in range(DRAFT_TOKENS)}
+    assert metrics.position_label(0) in positions
+    assert positions <= {metrics.position_label(index) for index in range(DRAFT_TOKENS)}
 
 
 def test_labels_are_bounded_and_metrics_carry_no_text_key_or_user(observed: Observed) -> None:
