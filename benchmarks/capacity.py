@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MEASURED = Path(__file__).parent / "results" / "adaptive-h200" / "rows.jsonl"
-"""Written by `python -m benchmarks.adaptive_gpu` on one H200."""
+"""One H200, 2026-11-24: the engine without HTTP. "adaptive" is a first form of the scheduler, since written anew;
+`python -m benchmarks.gemma4_bench speed` measures the present one."""
 TEXTS = {"chat": 4.19, "maths": 8.6}
 """Acceptance lengths with 15 draft tokens that the run was given: MT-Bench and Math500 on the drafter's card (B300)."""
 FIXED, ADAPTIVE = "K=15", "adaptive"
@@ -32,7 +33,7 @@ Gemma-4-31B's shape and its drafter's with random values decoded from prompts of
 accepted with the chance that gives the acceptance length of the drafter's card ({TEXTS["chat"]} chat, {TEXTS["maths"]}
 maths; its authors measured them on a B300). B300s were not measured. Left out: prefill (long prompts take GPU time of
 their own), the KV cache's limit on long requests (`dflash-serve preflight` says how many fit), the HTTP path, and what
-queues cost. Measure your own traffic before you buy: `ray_dflash_acceptance_length` is the number to compare.
+queues cost. "Adaptive" was measured with a first form of the scheduler. Measure your own traffic before you buy: `ray_dflash_acceptance_length` is the number to compare.
 """
 
 

@@ -21,7 +21,7 @@ SYSTEM = "You are a helpful assistant. Keep to the question, use short words, an
 
 
 def token_prompts() -> list[list[int]]:
-    tokenizer = AutoTokenizer.from_pretrained(demo.ensure_target())
+    tokenizer: Any = AutoTokenizer.from_pretrained(demo.ensure_target())
     return [
         tokenizer.apply_chat_template(
             [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}],

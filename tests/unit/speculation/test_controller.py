@@ -26,11 +26,11 @@ def run(engine: SimulatedEngine, requests: int, rate: float, seconds: float) -> 
 
 @pytest.mark.parametrize("prior", [H200, generic()], ids=["measured", "guessed"])
 @pytest.mark.parametrize("rate", [CHAT, MATHS, BROKEN], ids=["chat", "maths", "broken"])
-@pytest.mark.parametrize("requests", [1, 8, 32, 64, 128])
+@pytest.mark.parametrize("requests", [1, 32, 128])
 def test_in_steady_state_it_is_within_a_few_percent_of_the_best(requests: int, rate: float, prior: StepCosts) -> None:
     engine = engine_of(DraftLengthController(default_choices(15), prior))
-    run(engine, requests, rate, 3)
-    assert regret(run(engine, requests, rate, 6)) < 0.05
+    run(engine, requests, rate, 2)
+    assert regret(run(engine, requests, rate, 3)) < 0.05
 
 
 def test_trials_cost_no_more_than_their_share() -> None:
@@ -38,7 +38,7 @@ def test_trials_cost_no_more_than_their_share() -> None:
     engine = engine_of(DraftLengthController(default_choices(15), H200, exploration=0.005))
     run(engine, 32, BROKEN, 5)
     assert engine.controller.report()["unprofitable"]
-    assert regret(run(engine, 32, BROKEN, 20)) < 0.015
+    assert regret(run(engine, 32, BROKEN, 15)) < 0.015
     assert engine.controller.totals.trial_steps > 0
 
 
@@ -149,7 +149,7 @@ def test_the_best_for_all_and_the_bound_for_each() -> None:
     count, best = best_fixed(H200, even)
     assert count == 7
     assert best == pytest.approx(even.tokens(7) / H200.step_seconds(32, 7))
-    # of one kind a K of each one's own gains nothing but what lies between whole numbers; of two kinds it does
-    assert 1 <= best_per_request(H200, even) / best < 1.02
+    # requests of one kind gain nothing from a K of each one's own; of two kinds they do
+    assert best_per_request(H200, even) == pytest.approx(best)
     two = Moment(64, ((MATHS,) * 15, (CHAT,) * 15))
     assert best_per_request(H200, two) / best_fixed(H200, two)[1] > 1.03
