@@ -33,7 +33,8 @@ Gemma-4-31B's shape and its drafter's with random values decoded from prompts of
 accepted with the chance that gives the acceptance length of the drafter's card ({TEXTS["chat"]} chat, {TEXTS["maths"]}
 maths; its authors measured them on a B300). B300s were not measured. Left out: prefill (long prompts take GPU time of
 their own), the KV cache's limit on long requests (`dflash-serve preflight` says how many fit), the HTTP path, and what
-queues cost. "Adaptive" was measured with a first form of the scheduler. Measure your own traffic before you buy: `ray_dflash_acceptance_length` is the number to compare.
+queues cost. "Adaptive" was measured with a first form of the scheduler. Measure your own traffic before you buy:
+`ray_dflash_acceptance_length` is the number to compare.
 """
 
 

@@ -44,9 +44,14 @@ class SkippingSpeculator(DFlashSpeculator):
         return metadata
 
 
-class AdaptiveWorker(Worker):
+class SkipsDrafting:
+    """Goes before a worker whose model runner is vLLM's V2."""
+
+    model_runner: Any
+    parallel_config: Any
+
     def init_device(self) -> None:
-        super().init_device()
+        super().init_device()  # type: ignore[misc]
         speculator = getattr(self.model_runner, "speculator", None)
         # under data parallelism the ranks agree on the draft's size inside `propose`, and K is fixed anyway
         if type(speculator) is DFlashSpeculator and self.parallel_config.data_parallel_size == 1:
@@ -58,4 +63,8 @@ class AdaptiveWorker(Worker):
         if isinstance(speculator, SkippingSpeculator):
             # a step without tokens comes with 0, and drafts nothing
             speculator.draft_is_wanted = scheduler_output.num_spec_tokens_to_schedule > 0
-        return super().execute_model(scheduler_output)
+        return super().execute_model(scheduler_output)  # type: ignore[misc]
+
+
+class AdaptiveWorker(SkipsDrafting, Worker):
+    pass

@@ -1,6 +1,7 @@
 """An engine's drafts: `python -m tests.integration.drafts REQUESTS.json ANSWERS.json`.
 
-REQUESTS: {"engine": arguments of vllm.LLM, "sampling": of SamplingParams, "prompts": [[token ids]]}.
+REQUESTS: {"engine": arguments of vllm.LLM, "sampling": of SamplingParams, "prompts": [[token ids]], "v2": whether the
+V2 model runner is to run}.
 ANSWERS: one entry a prompt, in turn: {"output", "cached_tokens", "drafts": see `benchmarks.draft_recorder.Draft`}.
 A process of its own, because which plugins vLLM loads is settled when it is imported.
 """
@@ -13,14 +14,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.integration.v2_on_cpu import let_vllm_use_triton
+
 
 def main() -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    request: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
+    if request["v2"]:
+        let_vllm_use_triton()
     from vllm import LLM, SamplingParams
 
     from benchmarks.draft_recorder import record_drafts
 
-    request: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
     llm = LLM(**request["engine"])
     drafts = record_drafts(llm)
     answers = []

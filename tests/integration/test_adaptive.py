@@ -76,3 +76,20 @@ def test_a_good_drafter_is_used_and_a_bad_one_is_left_out(tmp_path: Path) -> Non
         else:
             assert report["unprofitable"]
             assert without > 0.7
+
+
+def test_the_same_under_the_runner_and_the_scheduler_of_gpus(tmp_path: Path) -> None:
+    """vLLM's V2 runner and asynchronous scheduling, its kernels interpreted: what GPUs run, CUDA graphs apart."""
+    asked = request(demo.drafter_path())
+    asked |= {"prompts": asked["prompts"][:3], "max_tokens": 40}
+    ours = in_a_process("tests.integration.v2_engine", asked, tmp_path)
+    theirs = in_a_process("tests.integration.autoregressive", asked, tmp_path)["answers"]
+    assert (ours["scheduler"], ours["speculator"]) == ("AdaptiveAsyncScheduler", "SkippingSpeculator")
+    assert ours["runner"] == "vllm.v1.worker.gpu.model_runner"
+    for prompt, mine, other in zip(asked["prompts"], ours["answers"], theirs, strict=True):
+        assert_same(prompt, mine, other)
+    report = ours["report"]
+    assert report["steps_by_draft_tokens"]["0"] > 0
+    assert ours["drafts"] < ours["steps"]
+    # drafts see their context after steps that left the drafter out
+    assert report["realised_tokens"] > 1.3 * len(asked["prompts"]) * ours["steps"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,12 +34,20 @@ def gemma_prompts() -> list[list[int]]:
 
 
 def run(
-    folder: Path, target: Path, drafter: Path, prompts: list[list[int]], *, plugins: str | None = None, **options: Any
+    folder: Path,
+    target: Path,
+    drafter: Path,
+    prompts: list[list[int]],
+    *,
+    plugins: str | None = None,
+    v2: bool = False,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Each prompt's answer and drafts from an engine in a process of its own (see `tests.integration.drafts`).
 
     Args:
         plugins: VLLM_PLUGINS, the names of those that vLLM loads; None for all that are installed.
+        v2: Under vLLM's V2 model runner, which GPUs run.
         options: Further arguments of vllm.LLM.
     """
     num_draft_tokens = json.loads((drafter / "config.json").read_text())["block_size"] - 1
@@ -63,7 +72,7 @@ def run(
     sampling = {"temperature": 0, "max_tokens": 14, "ignore_eos": True, "detokenize": False}
     folder.mkdir(parents=True, exist_ok=True)
     requests, answers = folder / "requests.json", folder / "answers.json"
-    requests.write_text(json.dumps({"engine": engine, "sampling": sampling, "prompts": prompts}))
+    requests.write_text(json.dumps({"engine": engine, "sampling": sampling, "prompts": prompts, "v2": v2}))
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     if plugins is not None:
         environment["VLLM_PLUGINS"] = plugins
@@ -171,6 +180,33 @@ def test_without_the_plugin_they_are_not(
     print(f"without the plugin: {equal} of {drafted}")
     assert drafted >= 400
     assert equal < drafted / 2, "vLLM normalises Gemma's embeddings itself now: gemma_drafter can go"
+
+
+def test_under_the_runner_of_gpus_they_are_too(
+    tiny_pair: tuple[Path, Path], gemma_reference: Reference, tmp_path: Path
+) -> None:
+    """With sliding and full layers in one drafter, as Gemma-4's has them. The window is longer than the prompts here,
+    and vLLM is told that sliding layers see the whole block too: it makes them causal otherwise, as it takes Gemma-4's
+    to have been trained."""
+    target, drafter = tiny_pair
+    mixed = tmp_path / "mixed"
+    shutil.copytree(drafter, mixed)
+    config = json.loads((mixed / "config.json").read_text())
+    config |= {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 256,
+        "use_sliding_window": True,
+    }
+    config["dflash_config"] |= {"causal": False}
+    (mixed / "config.json").write_text(json.dumps(config))
+    some = gemma_prompts()[:4]
+    answers = run(tmp_path, target, mixed, some, v2=True)
+    equal, drafted = count_equal(
+        [pair for answer, prompt in zip(answers, some, strict=True) for pair in gemma_reference.drafts(answer, prompt)]
+    )
+    print(f"V2: {equal} of {drafted} draft tokens equal the reference's")
+    assert drafted >= 300
+    assert equal == drafted
 
 
 def test_cached_prefixes_change_neither_output_nor_drafts(
