@@ -14,22 +14,29 @@ from typing import Any
 import aiohttp
 
 from dflash_serve.bench.acceptance import Counters, between, parse_metrics
-from dflash_serve.bench.client import Answer, Endpoint, EndpointError, ask, find_model
+from dflash_serve.bench.client import Answer, Endpoint, EndpointError, ask, find_model, refusal
 from dflash_serve.bench.samples import LatencyHistogram, Request, Sample
 from dflash_serve.bench.tasks import Conversation
 from dflash_serve.speculation.acceptance import AcceptanceCounts
 
 WARM_UP: Conversation = ["Count from one to twenty."]
 WARM_UP_TOKENS = 16
+RAYS_METRICS = "\nray_"
+RAYS_DELAY_SECONDS = 12.0
+"""Ray's agents get counters every 10 s (`metrics_report_interval_ms`)."""
 
 
 async def prepare(http: aiohttp.ClientSession, endpoint: Endpoint) -> Endpoint:
     """The endpoint with its model's name, and where its counters are when it has any.
 
-    Raises EndpointError when it cannot be reached.
+    Raises EndpointError when it cannot be reached, or refuses such requests.
     """
     model, is_vllm = await find_model(http, endpoint)
     found = replace(endpoint, model=model, salted=is_vllm)
+    refused = await refusal(http, found, [{"role": "user", "content": WARM_UP[0]}])
+    if refused is not None:
+        options = ", ".join(f"{name} {value}" for name, value in found.body.items())
+        raise EndpointError(f"{found.base_url} refuses a request with {options}: {refused}")
     if found.metrics_url is None:
         page = replace(found, metrics_url=found.base_url.removesuffix("/v1") + "/metrics")
         return page if await _reachable(http, page) else found
@@ -81,8 +88,9 @@ async def measure(
     good = [answer for answer in answers if answer.error is None]
     acceptance = _added([a.acceptance for a in good if a.acceptance is not None])
     source = "responses" if acceptance else None
-    if acceptance is None or not acceptance.accepted_per_position:
-        counted = between(before, await _counters(http, endpoint), len(good))
+    if before is not None and (acceptance is None or not acceptance.accepted_per_position):
+        after = await _counters(http, endpoint)
+        counted = between(before, after, len(good)) if after is not None else None
         acceptance, source = (counted, "metrics") if counted else (acceptance, source)
     gaps = LatencyHistogram()
     for answer in good:
@@ -93,6 +101,7 @@ async def measure(
         concurrency=concurrency,
         round=number,
         seconds=seconds,
+        model=endpoint.model,
         requests=[
             Request(a.prompt_tokens, a.completion_tokens, a.ttft_seconds or 0.0, a.seconds, a.error) for a in answers
         ],
@@ -116,7 +125,7 @@ async def _converse(http: aiohttp.ClientSession, endpoint: Endpoint, turns: Conv
         answers.append(answer)
         if answer.error is not None:
             break
-        messages.append({"role": "assistant", "content": answer.text})
+        messages.append({"role": "assistant", "content": answer.content})
     return answers
 
 
@@ -128,16 +137,28 @@ def _added(counts: list[AcceptanceCounts]) -> AcceptanceCounts | None:
 
 
 async def _counters(http: aiohttp.ClientSession, endpoint: Endpoint) -> Counters | None:
+    """None without a page, or when it cannot be read: the server may have died, which its answers tell."""
     if endpoint.metrics_url is None:
         return None
-    async with http.get(endpoint.metrics_url) as response:
-        return parse_metrics(await response.text())
+    try:
+        text = await _page(http, endpoint.metrics_url)
+        if RAYS_METRICS in text:
+            await asyncio.sleep(RAYS_DELAY_SECONDS)
+            text = await _page(http, endpoint.metrics_url)
+        return parse_metrics(text)
+    except (aiohttp.ClientError, OSError, ValueError):
+        return None
+
+
+async def _page(http: aiohttp.ClientSession, url: str) -> str:
+    async with http.get(url, timeout=aiohttp.ClientTimeout(total=10), raise_for_status=True) as response:
+        return await response.text()
 
 
 async def _reachable(http: aiohttp.ClientSession, endpoint: Endpoint) -> bool:
     assert endpoint.metrics_url is not None
     try:
-        async with http.get(endpoint.metrics_url, timeout=aiohttp.ClientTimeout(total=10)) as response:
-            return response.status == 200
-    except (aiohttp.ClientError, OSError, TimeoutError):
+        await _page(http, endpoint.metrics_url)
+    except (aiohttp.ClientError, OSError):
         return False
+    return True

@@ -69,6 +69,7 @@ class Sample:
     round: int
     seconds: float
     requests: list[Request]
+    model: str = ""
     gaps: LatencyHistogram = field(default_factory=LatencyHistogram)
     acceptance: AcceptanceCounts | None = None
     acceptance_source: str | None = None

@@ -14,6 +14,7 @@ COLUMNS = (
     "card x",
     "acceptance length",
     "card",
+    "drafted",
     "TTFT ms p50/p90/p99",
     "TPOT ms",
     "ITL ms",
@@ -33,6 +34,7 @@ def cells(row: Row) -> list[str]:
         f"{published.speedup:.1f}" if published and row.speedup else "",
         f"{row.acceptance_length:.2f}" if row.acceptance_length else "",
         f"{published.acceptance_length:.2f}" if published and row.acceptance_length else "",
+        f"{row.drafted:.1f}" if row.drafted else "",
         percentiles(row.ttft_ms),
         percentiles(row.tpot_ms),
         percentiles(row.gap_ms),
@@ -41,12 +43,12 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def spread(value: Spread | None, digits: int) -> str:
-    """The median, with smallest and largest when the rounds differ."""
+def spread(value: Spread | None, digits: int, sign: str = "") -> str:
+    """The median, with smallest and largest when the rounds differ; sign "+" shows that of a positive number too."""
     if value is None:
         return ""
-    median, low, high = (f"{number:.{digits}f}" for number in (value.median, value.low, value.high))
-    return median if low == high else f"{median} ({low}–{high})"
+    median, low, high = (f"{number:{sign}.{digits}f}" for number in (value.median, value.low, value.high))
+    return median if low == high else f"{median} ({low}{' to ' if sign else '–'}{high})"
 
 
 def percentiles(value: Percentiles | None) -> str:

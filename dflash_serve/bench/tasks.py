@@ -81,7 +81,11 @@ def load(names: Iterable[str], *, folder: Path | None, samples: int, words: int)
             found = read_jsonl(folder / f"{name}.jsonl") if folder else read_hub(name)
             tasks[name] = _some(found, samples)
         elif name.endswith(".jsonl"):
-            tasks[Path(name).stem] = read_jsonl(Path(name))[:samples]
+            task = Path(name).stem
+            if task in tasks or task in HUB_TASKS:
+                hint = f", or give its folder by --data and the task {task}" if task in HUB_TASKS else ""
+                raise TaskError(f"--tasks: {name} would be called {task}, as another task is; rename it{hint}")
+            tasks[task] = read_jsonl(Path(name))[:samples]
         else:
             known = ", ".join([*HUB_TASKS, SAMPLE, RANDOM])
             raise TaskError(f"--tasks: no task {name!r}; there are {known}, and the path of a .jsonl file")

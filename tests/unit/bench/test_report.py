@@ -15,11 +15,12 @@ from dflash_serve.speculation.acceptance import AcceptanceCounts
 
 def measured() -> list[Sample]:
     samples = []
-    for side, seconds in (("AR", 20.0), ("DFlash K=3", 8.0)):
+    for side, seconds in (("AR", 20.0), ("K=3", 8.0)):
         for number in (0, 1):
             requests = [Request(10, 101, 0.5, seconds - 1)]
-            sample = Sample(side, "gsm8k", 8, number, seconds + number, requests)
+            sample = Sample(side, "gsm8k", 8, number, seconds + number, requests, "a-model")
             sample.gaps.add_all([0.1] * 50)
+            sample.client_cpu_share = 0.8
             if side != "AR":
                 sample.acceptance, sample.acceptance_source = AcceptanceCounts(40, 120, 60, [30, 20, 10]), "responses"
             samples.append(sample)
@@ -34,15 +35,19 @@ def test_a_report_holds_the_cards_figures_beside_ours_and_can_be_written_anew(tm
     text = (tmp_path / "one.md").read_text()
     assert text.startswith("# Synthetic: DFlash benchmark, 2026-01-01")
     assert "acceptance is forced" in text
+    assert "- model: a-model" in text
+    assert "load generator was busy 80%" in text
     # 101 tokens in 8 and 9 s, against 20 and 21 s; the card says 4.5 and 7.50 at 8 requests
-    row = next(line for line in text.splitlines() if "DFlash K=3 |" in line)
-    assert [cell.strip() for cell in row.split("|")[4:9]] == [
+    row = next(line for line in text.splitlines() if "| K=3 |" in line)
+    assert [cell.strip() for cell in row.split("|")[4:10]] == [
         "11.9 (11.2–12.6)",
         "2.42 (2.33–2.50)",
         "4.5",
         "2.50",
         "7.50",
+        "3.0",
     ]
+    assert "| 8 | gsm8k | 520 | 2321 | 4.5 | 7.50 |" in text
     page = (tmp_path / "one.html").read_text()
     assert page.count("<svg") == 3
     assert "&lt;a machine&gt;" in page
@@ -57,6 +62,9 @@ def test_a_report_holds_the_cards_figures_beside_ours_and_can_be_written_anew(tm
         (["run"], "give --url of a server that runs, or --pair"),
         (["run", "--pair", "--url", "http://x/v1"], "give --url of a server that runs, or --pair"),
         (["run", "--url", "http://x/v1", "--synthetic"], "--synthetic: works with --pair alone"),
+        (["run", "--url", "http://x/v1", "--sides", "ar,k=7"], "--sides: works with --pair alone"),
+        (["run", "--pair", "--metrics-url", "http://x/metrics"], "--metrics-url: works with --url alone"),
+        (["run", "--pair", "--tasks", "sample", "--sides", "ar,k"], "--sides: no side 'k'; there are ar, dflash,"),
         (["run", "--pair", "--tasks", "sample", "--concurrency", "1,x"], "--concurrency: must be whole numbers"),
         (["run", "--pair", "--tasks", "gsm9k"], "--tasks: no task 'gsm9k'"),
         (["run", "--url", "http://127.0.0.1:9/v1", "--tasks", "sample"], "http://127.0.0.1:9/v1/models"),
