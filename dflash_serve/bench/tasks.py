@@ -78,8 +78,7 @@ def load(names: Iterable[str], *, folder: Path | None, samples: int, words: int)
         elif name == RANDOM:
             tasks[RANDOM] = random_conversations(samples, words)
         elif name in HUB_TASKS:
-            found = read_jsonl(folder / f"{name}.jsonl") if folder else read_hub(name)
-            tasks[name] = _some(found, samples)
+            tasks[name] = _some(_read_folder(folder, name) if folder else read_hub(name), samples)
         elif name.endswith(".jsonl"):
             task = Path(name).stem
             if task in tasks or task in HUB_TASKS:
@@ -92,12 +91,19 @@ def load(names: Iterable[str], *, folder: Path | None, samples: int, words: int)
     return tasks
 
 
+def _read_folder(folder: Path, name: str) -> list[Conversation]:
+    path = folder / f"{name}.jsonl"
+    if not path.is_file():
+        raise TaskError(f"--data: there is no {path}; put it there, or leave --data away to take {name} from the hub")
+    return read_jsonl(path)
+
+
 def read_jsonl(path: Path) -> list[Conversation]:
     """One conversation a line, from its "turns" or "prompt"."""
     try:
         lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except OSError as error:
-        raise TaskError(f"{path}: {error.strerror}") from None
+        raise TaskError(f"--tasks: {path}: {error.strerror}") from None
     return [_conversation(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
 
