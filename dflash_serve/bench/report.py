@@ -75,7 +75,9 @@ class Report:
             values = json.loads(path.read_text(encoding="utf-8"))
             samples = [Sample.from_json(sample) for sample in values["samples"]]
             return cls(values["kind"], values["about"], values["synthetic"], values["baseline"], samples)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: not a report of `dflash-serve bench` ({error!r})") from None
 
 

@@ -114,7 +114,9 @@ def synthetic_options(task: str) -> dict[str, Any]:
     that the card lacks."""
     length = card.acceptance_length(task)
     if length is None:
-        raise ValueError(f"--synthetic: the card has no acceptance length for {task!r}")
+        raise ValueError(
+            f"--synthetic: the card has no acceptance length for {task!r}; take --tasks of {', '.join(card.TASKS)}"
+        )
     return {"rejection_sample_method": "synthetic", "synthetic_acceptance_length": length}
 
 

@@ -69,7 +69,9 @@ def test_a_report_holds_the_cards_figures_beside_ours_and_can_be_written_anew(tm
         (["run", "--pair", "--tasks", "gsm9k"], "--tasks: no task 'gsm9k'"),
         (["run", "--url", "http://127.0.0.1:9/v1", "--tasks", "sample"], "http://127.0.0.1:9/v1/models"),
         (["overhead", "--settings", "/nowhere.yaml"], "--settings: /nowhere.yaml"),
-        (["report", "/nowhere.json"], "/nowhere.json: not a report"),
+        (["report", "/nowhere.json"], "/nowhere.json: No such file or directory"),
+        (["report", str(Path(__file__).parents[3] / "pyproject.toml")], "pyproject.toml: not a report of"),
+        (["run", "--pair", "--tasks", "sample", "--synthetic"], "--synthetic: the card has no acceptance length for"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_starts(arguments: list[str], words: str) -> None:
