@@ -192,19 +192,17 @@ def _measure(
     stages: Sequence[Stage], load: Load, rounds: int, made: Callable[[list[Sample]], Report], out: Path, baseline: str
 ) -> None:
     """Runs and writes the report, also of a run that is cut short. Exits with 1 when anything failed."""
-    from rich.console import Console
-
     from dflash_serve.bench.client import EndpointError
     from dflash_serve.bench.run import run as run_stages
     from dflash_serve.bench.servers import ServerError
-    from dflash_serve.bench.view import View
+    from dflash_serve.bench.view import View, make_console
 
     # as Ctrl-C: the server that is being measured is stopped
     signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     measured: list[Sample] = []
     problem = ""
     try:
-        with View(Console(), baseline) as view:
+        with View(make_console(), baseline) as view:
             asyncio.run(run_stages(stages, load, rounds, view, measured))
     except (EndpointError, ServerError) as error:
         problem = str(error)
@@ -223,13 +221,11 @@ def _measure(
 
 
 def _write(found: Report, out: Path) -> None:
-    from rich.console import Console
-
     from dflash_serve.bench.report import write
-    from dflash_serve.bench.view import table
+    from dflash_serve.bench.view import fitting_table, make_console
 
-    console = Console()
-    console.print(table(found.rows))
+    console = make_console()
+    console.print(fitting_table(found.rows, console))
     for path in write(found, out):
         console.print(f"  {path}", highlight=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from dflash_serve.bench.samples import LatencyHistogram, Sample
 from dflash_serve.bench.summary import ALL, Row, Spread
 
 PERCENTS = [*range(1, 100), 99.5]
+SHORTEST_MS = 0.1
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,6 @@ def _acceptance(rows: Sequence[Row]) -> Any:
 
 def _latency(samples: Sequence[Sample]) -> Any:
     """Lines of panels: TTFT, TPOT, ITL; each the share of requests (or events) within a time, a line a side."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     concurrencies = sorted({s.concurrency for s in samples})
     figure, axes = _panels(3 * len(concurrencies), 4)
     for line, concurrency in enumerate(concurrencies):
@@ -133,18 +133,30 @@ def _latency(samples: Sequence[Sample]) -> Any:
             for offset, histogram in enumerate((ttft, tpot, gaps)):
                 values = [histogram.percentile(percent) for percent in PERCENTS]
                 if histogram.count:
-                    axes[3 * line + offset].plot([1000 * v for v in values if v is not None], PERCENTS, label=side)
+                    # events that came together lie at the left edge
+                    times = [max(1000 * v, SHORTEST_MS) for v in values if v is not None]
+                    axes[3 * line + offset].plot(times, PERCENTS, label=side)
         for axis, title in zip(axes[3 * line : 3 * line + 3], ("TTFT", "TPOT", "ITL"), strict=True):
             axis.set_title(f"{title}, {concurrency} at once", fontsize=10)
-            axis.set_xscale("log")
-            axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-            axis.xaxis.set_major_formatter(lambda milliseconds, _: f"{milliseconds:g}")
-            axis.xaxis.set_minor_formatter(NullFormatter())
-            axis.tick_params(axis="x", labelsize=8)
-            axis.set_xlabel("ms")
+            _time_axis(axis)
             axis.set_ylabel("% within")
     axes[0].legend(fontsize=8)
     return figure
+
+
+def _time_axis(axis: Any) -> None:
+    """Milliseconds, on a logarithmic scale with about as many labels whatever it spans."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_xscale("log")
+    left, right = axis.get_xlim()
+    decades = math.log10(right / left)
+    steps = (1, 1.5, 2, 3, 5, 7) if decades < 1.2 else (1, 2, 5) if decades < 2.5 else (1,)
+    axis.xaxis.set_major_locator(LogLocator(subs=steps))
+    axis.xaxis.set_major_formatter(lambda milliseconds, _: f"{milliseconds:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.tick_params(axis="x", labelsize=8)
+    axis.set_xlabel("ms")
 
 
 def _ratio(rows: Sequence[Row], baseline: str) -> Any:

@@ -196,8 +196,9 @@ def _notes(report: Report) -> list[str]:
         sources = sorted({row.acceptance_source for row in rows if row.acceptance_source})
         if sources:
             notes.append(
-                f"Acceptance lengths (tokens per verification, bonus token included) from {' and '.join(sources)}. "
-                "drafted: draft tokens of a verification, on average; steps without a draft are no verifications."
+                "acceptance: tokens per verification, bonus token included (acceptance length), from "
+                f"{' and '.join(sources)}. drafted: draft tokens of a verification, on average; steps without a "
+                "draft are no verifications."
             )
     busiest = max((row.client_cpu_share for row in rows), default=0)
     if busiest > BUSY_CLIENT:

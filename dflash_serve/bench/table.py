@@ -12,7 +12,7 @@ COLUMNS = (
     "tokens/s",
     "x",
     "card x",
-    "acceptance length",
+    "acceptance",
     "card",
     "drafted",
     "TTFT ms p50/p90/p99",
@@ -21,6 +21,8 @@ COLUMNS = (
     "requests",
     "failed",
 )
+CHIEF_COLUMNS = ("at once", "task", "side", "tokens/s", "x", "card x", "acceptance", "failed")
+"""Those that fit into 80 columns."""
 
 
 def cells(row: Row) -> list[str]:

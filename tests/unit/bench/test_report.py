@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from dflash_serve.bench.report import RUN, Report, markdown
 from dflash_serve.bench.samples import Request, Sample
+from dflash_serve.bench.summary import summarise
+from dflash_serve.bench.table import CHIEF_COLUMNS, COLUMNS
+from dflash_serve.bench.view import UNLIMITED, fitting_table
 from dflash_serve.cli import app
 from dflash_serve.speculation.acceptance import AcceptanceCounts
 
@@ -77,3 +82,13 @@ def test_what_cannot_be_done_is_said_before_anything_starts(arguments: list[str]
     assert result.exit_code == 1
     assert words in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_narrow_terminal_shows_the_chief_columns_whole() -> None:
+    rows = summarise(measured())
+    for width, shown in ((80, CHIEF_COLUMNS), (UNLIMITED, COLUMNS)):
+        console = Console(width=width, file=io.StringIO(), force_terminal=True)
+        with console.capture() as text:
+            console.print(fitting_table(rows, console))
+        assert "…" not in text.get()
+        assert all(title in text.get() for title in shown)
