@@ -197,7 +197,8 @@ def _measure(
     from dflash_serve.bench.servers import ServerError
     from dflash_serve.bench.view import View, make_console
 
-    # as Ctrl-C: the server that is being measured is stopped
+    # as Ctrl-C: the server that is being measured is stopped; a script's background job begins with SIGINT ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     measured: list[Sample] = []
     problem = ""
