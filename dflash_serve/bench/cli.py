@@ -215,7 +215,7 @@ def _measure(
     if measured:
         found = made(measured)
         if problem:
-            found.about["not complete"] = problem.split("\n")[0]
+            found.about["not complete"] = problem.split("\n")[0].rstrip(":")
         _write(found, out)
     if problem:
         _fail(problem)

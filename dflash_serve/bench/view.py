@@ -26,7 +26,7 @@ def make_console() -> Console:
 
 
 class View:
-    """A context manager; works without a terminal too, where it prints the notes alone."""
+    """A context manager; without a terminal it prints a line for each thing that it does."""
 
     def __init__(self, console: Console, baseline: str = AUTOREGRESSIVE) -> None:
         self._console = console
@@ -56,6 +56,9 @@ class View:
 
     def doing(self, what: str) -> None:
         self._progress.update(self._bar, description=what)
+        if not self._console.is_terminal:
+            task = self._progress.tasks[self._bar]
+            self._console.print(f"{task.completed:.0f}/{task.total or 0:.0f} {what}", highlight=False)
 
     def advance(self) -> None:
         self._progress.advance(self._bar)
