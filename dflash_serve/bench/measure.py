@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import aiohttp
+import psutil
 
 from dflash_serve.bench.acceptance import Counters, between, parse_metrics
 from dflash_serve.bench.client import Answer, Endpoint, EndpointError, ask, find_model, refusal
@@ -81,10 +82,13 @@ async def measure(
 
     before = await _counters(http, endpoint)
     server_before = server_cpu_seconds() if server_cpu_seconds else 0.0
+    machine_before = _machine_cpu_seconds()
     cpu_began, began = time.process_time(), time.perf_counter()
     await asyncio.gather(*(stream() for _ in range(concurrency)))
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
+    machine_seconds = _machine_cpu_seconds() - machine_before
     server_seconds = server_cpu_seconds() - server_before if server_cpu_seconds else None
+    others = None if server_seconds is None else max(machine_seconds - server_seconds - cpu_seconds, 0.0)
     good = [answer for answer in answers if answer.error is None]
     acceptance = _added([a.acceptance for a in good if a.acceptance is not None])
     source = "responses" if acceptance else None
@@ -110,7 +114,15 @@ async def measure(
         acceptance_source=source,
         client_cpu_share=cpu_seconds / seconds,
         server_cpu_seconds=server_seconds,
+        other_cores=None if others is None else others / seconds,
     )
+
+
+def _machine_cpu_seconds() -> float:
+    """CPU time that all processes of the machine have had so far."""
+    times = psutil.cpu_times()
+    # Linux counts what runs at a niceness apart from `user`
+    return float(times.user + times.system + getattr(times, "nice", 0.0))
 
 
 async def _converse(http: aiohttp.ClientSession, endpoint: Endpoint, turns: Conversation) -> list[Answer]:

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -30,6 +31,8 @@ SYNTHETIC = (
 )
 BUSY_CLIENT = 0.7
 """CPU share of the load generator's one thread above which it may be what was measured."""
+BUSY_OTHERS = 0.25
+"""Cores that something else may take without a word."""
 COST_COLUMNS = (
     "at once",
     "side",
@@ -203,6 +206,12 @@ def _notes(report: Report) -> list[str]:
     busiest = max((row.client_cpu_share for row in rows), default=0)
     if busiest > BUSY_CLIENT:
         notes.append(f"The load generator was busy {busiest:.0%} of one cell's time: its figures are a lower bound.")
+    others = [sample.other_cores for sample in report.samples if sample.other_cores is not None]
+    if max(others, default=0) > BUSY_OTHERS:
+        notes.append(
+            f"DISTURBED: something else on the machine kept {statistics.mean(others):.1f} cores busy on average, "
+            f"{max(others):.1f} in one cell; speeds and times are not those of a machine of one's own."
+        )
     return notes
 
 

@@ -26,7 +26,7 @@ def measured() -> list[Sample]:
             requests = [Request(10, 101, 0.5, seconds - 1)]
             sample = Sample(side, "gsm8k", 8, number, seconds + number, requests, "a-model")
             sample.gaps.add_all([0.1] * 50)
-            sample.client_cpu_share = 0.8
+            sample.client_cpu_share, sample.other_cores = 0.8, float(number)
             if side != "AR":
                 sample.acceptance, sample.acceptance_source = AcceptanceCounts(40, 120, 60, [30, 20, 10]), "responses"
             samples.append(sample)
@@ -49,6 +49,7 @@ def test_a_report_holds_the_cards_figures_beside_ours_and_is_made_from_its_json(
     assert "acceptance is forced" in text
     assert "- model: a-model" in text
     assert "load generator was busy 80%" in text
+    assert "DISTURBED: something else on the machine kept 0.5 cores busy on average, 1.0 in one cell" in text
     # 101 tokens in 8 and 9 s, against 20 and 21 s; the card says 4.5 and 7.50 at 8 requests
     row = next(line for line in text.splitlines() if "| K=3 |" in line)
     cells = ["11.9 (11.2–12.6)", "2.42 (2.33–2.50)", "4.5", "2.50", "7.50", "3.0"]
