@@ -3,8 +3,9 @@
     python -m benchmarks.gemma4_bench speed --out FOLDER --data PROMPTS [--tasks mt_bench,gsm8k]
     python -m benchmarks.gemma4_bench overhead --out FOLDER
 
-speed: AR and DFlash K = 15 at 1, 8, 32, 64 and 128 requests. overhead: `vllm serve`, `up --plain` and `up` at 1, 8, 32
-and 128. Works from a checkout that is not installed. A start takes some 170 s; speed starts 1 + tasks servers a round.
+speed: AR, K = 15 and adaptive at 1, 8, 32, 64 and 128 requests. overhead: `vllm serve`, `up --plain` and `up` at 1, 8,
+32 and 128. Works from a checkout that is not installed. A start takes some 170 s; speed starts 1 + 2 x tasks servers a
+round.
 """
 
 from __future__ import annotations
@@ -41,7 +42,16 @@ def main() -> None:
     settings.write_text(yaml.safe_dump(args))
     command = [*COMMAND, "bench"]
     if options.part == "speed":
-        command += ["run", "--pair", "--draft-tokens", "15", "--tasks", options.tasks, "--concurrency", "1,8,32,64,128"]
+        command += [
+            "run",
+            "--pair",
+            "--sides",
+            "ar,k=15,adaptive",
+            "--tasks",
+            options.tasks,
+            "--concurrency",
+            "1,8,32,64,128",
+        ]
         command += ["--samples", "4", *(["--data", str(options.data)] if options.data else [])]
     else:
         command += ["overhead", "--samples", "8"]

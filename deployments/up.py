@@ -44,6 +44,9 @@ SESSION = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
+    # Ray's workers have niceness 15, replicas and their engines among them: whatever else runs on the machine, the
+    # client too, would go before them
+    "RAY_worker_niceness": "0",
     # a line a request must be there when one looks, not a thousand requests later
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
     # one machine has no load balancer that needs time to notice

@@ -40,8 +40,10 @@ def from_response(payload: Mapping[str, Any]) -> AcceptanceCounts | None:
     accepted = details.get("accepted_prediction_tokens")
     if accepted is None:
         return None
-    verifications = max(usage["completion_tokens"] - 1 - accepted, 0)
-    return AcceptanceCounts(verifications, accepted + (details.get("rejected_prediction_tokens") or 0), accepted)
+    drafted = accepted + (details.get("rejected_prediction_tokens") or 0)
+    if drafted == 0:  # OpenAI's own API and others say 0 where nothing speculates
+        return None
+    return AcceptanceCounts(max(usage["completion_tokens"] - 1 - accepted, 0), drafted, accepted)
 
 
 def accepted_per_position(histogram: list[int]) -> list[int]:
@@ -60,22 +62,24 @@ class Counters:
     sglang_tokens: float | None = None
 
 
-def parse_metrics(text: str) -> Counters | None:
-    """What a Prometheus page says of speculation, all replicas together; None when it says nothing."""
-    counters, found = Counters(), False
+def parse_metrics(text: str) -> Counters:
+    """What a Prometheus page says of speculation, all replicas together; a counter appears with its first increment.
+
+    Raises ValueError when it is no such page.
+    """
+    counters = Counters()
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.name == SGLANG_VERIFICATIONS:
                 counters.verifications += sample.value
-                found = True
             elif sample.name == SGLANG_TOKENS:
                 counters.sglang_tokens = (counters.sglang_tokens or 0) + sample.value
             else:
-                found |= _add_vllm(counters, sample.name, sample.labels, sample.value)
-    return counters if found else None
+                _add_vllm(counters, sample.name, sample.labels, sample.value)
+    return counters
 
 
-def _add_vllm(counters: Counters, name: str, labels: Mapping[str, str], value: float) -> bool:
+def _add_vllm(counters: Counters, name: str, labels: Mapping[str, str], value: float) -> None:
     prefix = next((prefix for prefix in VLLM if name.startswith(prefix)), None)
     match name.removeprefix(prefix) if prefix else None:
         case "num_drafts_total":
@@ -87,22 +91,13 @@ def _add_vllm(counters: Counters, name: str, labels: Mapping[str, str], value: f
         case "num_accepted_tokens_per_pos_total":
             position = int(labels["position"])
             counters.per_position[position] = counters.per_position.get(position, 0) + value
-        case _:
-            return False
-    return True
 
 
-def between(before: Counters | None, after: Counters | None, num_requests: int) -> AcceptanceCounts | None:
+def between(before: Counters, after: Counters, num_requests: int) -> AcceptanceCounts | None:
     """Counts of the time between two readings; None when nothing was verified.
 
-    Args:
-        before: None when the page said nothing yet: a counter appears with its first increment.
-        after: The later reading.
-        num_requests: Finished in between; SGLang's generated tokens count each one's first, which no verification gave.
+    `num_requests` finished in between: SGLang's generated tokens count each one's first, which no verification gave.
     """
-    if after is None:
-        return None
-    before = before or Counters()
     verifications = round(after.verifications - before.verifications)
     if verifications <= 0:
         return None

@@ -27,6 +27,8 @@ _TABLE: dict[str, tuple[tuple[float, float, float, float], ...]] = {
     "mt_bench": ((79, 236, 3.0, 4.23), (503, 1334, 2.7, 4.19), (1177, 2257, 1.9, 4.19)),
 }
 
+TASKS = tuple(_TABLE)
+
 CARD = {
     (task, concurrency): Published(*figures)
     for task, rows in _TABLE.items()

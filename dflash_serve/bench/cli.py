@@ -22,6 +22,7 @@ app = typer.Typer(no_args_is_help=True, help="Measure what DFlash earns, and wha
 SettingsFile = Annotated[
     Path | None, typer.Option("--settings", help="YAML file of `args` for the servers started (default: profile auto).")
 ]
+DEFAULT_SIDES = "ar,dflash"
 Rounds = Annotated[int, typer.Option(min=1, help="Repetitions; figures are medians with spread.")]
 Out = Annotated[Path, typer.Option(help="Reports are written here, with .json, .md, .html, .png, .svg.")]
 
@@ -33,7 +34,13 @@ def run(
     baseline_url: Annotated[
         str | None, typer.Option(help="With --url: the same target without a drafter, for the speed-up.")
     ] = None,
-    pair: Annotated[bool, typer.Option("--pair", help="Start both servers here: AR, then DFlash, in rounds.")] = False,
+    pair: Annotated[bool, typer.Option("--pair", help="Start the servers here, in turn: see --sides.")] = False,
+    sides: Annotated[
+        str,
+        typer.Option(
+            help="With --pair, of: ar (no drafter), dflash (the settings as they are), adaptive, k=N (N draft tokens)."
+        ),
+    ] = DEFAULT_SIDES,
     model: Annotated[str, typer.Option(help="With --url: its model (default: the first that it lists).")] = "",
     tasks: Annotated[
         str, typer.Option(help="Of math500, gsm8k, humaneval, mbpp, mt_bench, sample (bundled), random, or FILE.jsonl.")
@@ -51,7 +58,6 @@ def run(
     words: Annotated[int, typer.Option(min=1, help="Words of a random prompt.")] = 200,
     rounds: Rounds = 1,
     settings: SettingsFile = None,
-    draft_tokens: Annotated[str, typer.Option(help="With --pair: a DFlash side for each K, such as 7,15.")] = "",
     plain: Annotated[bool, typer.Option("--plain", help="With --pair: servers as `up --plain` starts them.")] = False,
     synthetic: Annotated[
         bool, typer.Option("--synthetic", help="With --pair: dummy weights, the model card's acceptance forced.")
@@ -72,10 +78,11 @@ def run(
 
     if pair == (url is not None):
         _fail("give --url of a server that runs, or --pair to start both here")
-    if synthetic and not pair:
-        _fail("--synthetic: works with --pair alone; a running server has the acceptance that it has")
-    if baseline_url and not url:
-        _fail("--baseline-url: works with --url alone; --pair starts its own")
+    with_pair = {"--sides": sides != DEFAULT_SIDES, "--settings": settings, "--plain": plain, "--synthetic": synthetic}
+    with_url = {"--baseline-url": baseline_url, "--model": model, "--metrics-url": metrics_url}
+    for option, given in (with_url if pair else with_pair).items():
+        if given:
+            _fail(f"{option}: works with {'--url' if pair else '--pair'} alone")
     key = os.environ.get(api_key_env) or "none"
     try:
         levels = _numbers("--concurrency", concurrency)
@@ -87,8 +94,7 @@ def run(
         load = Load(chosen, samples, levels, body, key)
         if pair:
             args = _args(settings)
-            counts = _numbers("--draft-tokens", draft_tokens) if draft_tokens else ()
-            stages = pair_stages(list(chosen), args, counts, plain=plain, synthetic=synthetic)
+            stages = pair_stages(list(chosen), args, sides.split(","), plain=plain, synthetic=synthetic)
             served = {"servers": f"`up{' --plain' if plain else ''}`, {settings.name if settings else 'profile auto'}"}
         else:
             assert url is not None
@@ -108,7 +114,7 @@ def run(
         stages,
         load,
         rounds,
-        lambda measured: Report(RUN, about(**described), synthetic, AUTOREGRESSIVE, measured),
+        lambda measured: Report(RUN, about(servers_here=pair, **described), synthetic, AUTOREGRESSIVE, measured),
         out,
         AUTOREGRESSIVE,
     )
@@ -159,7 +165,7 @@ def overhead(
         stages,
         load,
         rounds,
-        lambda measured: Report(OVERHEAD, about(**described), synthetic, front_end.VLLM, measured),
+        lambda measured: Report(OVERHEAD, about(servers_here=True, **described), synthetic, front_end.VLLM, measured),
         out,
         front_end.VLLM,
     )
@@ -186,19 +192,18 @@ def _measure(
     stages: Sequence[Stage], load: Load, rounds: int, made: Callable[[list[Sample]], Report], out: Path, baseline: str
 ) -> None:
     """Runs and writes the report, also of a run that is cut short. Exits with 1 when anything failed."""
-    from rich.console import Console
-
     from dflash_serve.bench.client import EndpointError
     from dflash_serve.bench.run import run as run_stages
     from dflash_serve.bench.servers import ServerError
-    from dflash_serve.bench.view import View
+    from dflash_serve.bench.view import View, make_console
 
-    # as Ctrl-C: the server that is being measured is stopped
+    # as Ctrl-C: the server that is being measured is stopped; a script's background job begins with SIGINT ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     measured: list[Sample] = []
     problem = ""
     try:
-        with View(Console(), baseline) as view:
+        with View(make_console(), baseline) as view:
             asyncio.run(run_stages(stages, load, rounds, view, measured))
     except (EndpointError, ServerError) as error:
         problem = str(error)
@@ -210,20 +215,18 @@ def _measure(
     if measured:
         found = made(measured)
         if problem:
-            found.about["not complete"] = problem.split("\n")[0]
+            found.about["not complete"] = problem.split("\n")[0].rstrip(":")
         _write(found, out)
     if problem:
         _fail(problem)
 
 
 def _write(found: Report, out: Path) -> None:
-    from rich.console import Console
-
     from dflash_serve.bench.report import write
-    from dflash_serve.bench.view import table
+    from dflash_serve.bench.view import fitting_table, make_console
 
-    console = Console()
-    console.print(table(found.rows))
+    console = make_console()
+    console.print(fitting_table(found.rows, console))
     for path in write(found, out):
         console.print(f"  {path}", highlight=False)
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +19,12 @@ import aiohttp
 from dflash_serve.bench.acceptance import from_response
 from dflash_serve.speculation.acceptance import AcceptanceCounts
 
-TEXT_FIELDS = ("content", "reasoning", "reasoning_content")
+OUTPUT_FIELDS = ("content", "reasoning", "reasoning_content", "tool_calls")
 ERROR_CHARACTERS = 300
+HINTS = {
+    401: "; give the name of a variable with a key by --api-key-env",
+    404: "; the URL of an OpenAI API ends in /v1",
+}
 
 
 class EndpointError(RuntimeError):
@@ -58,7 +64,8 @@ class Answer:
     """Between events with output: with speculation each carries several tokens."""
     acceptance: AcceptanceCounts | None = None
     error: str | None = None
-    text: str = ""
+    content: str = ""
+    """What a next turn has as history: chat templates leave earlier reasoning out."""
 
 
 def session() -> aiohttp.ClientSession:
@@ -73,65 +80,67 @@ async def find_model(http: aiohttp.ClientSession, endpoint: Endpoint) -> tuple[s
     url = f"{endpoint.base_url}/models"
     try:
         async with http.get(url, headers=endpoint.headers, timeout=aiohttp.ClientTimeout(total=10)) as response:
-            body = await response.json(content_type=None)
-            if response.status != 200:
-                hint = "; give the name of a variable with a key by --api-key-env" if response.status == 401 else ""
-                raise EndpointError(f"{url} answers {response.status}{hint}")
-    except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-        raise EndpointError(f"{url}: {error or type(error).__name__}") from None
+            status, text = response.status, await response.text(errors="replace")
+    except (aiohttp.ClientError, OSError) as error:
+        raise EndpointError(f"{url}: {str(error) or type(error).__name__}; is a server there?") from None
+    if status != 200:
+        raise EndpointError(f"{url} answers {status}{HINTS.get(status, '')}")
     try:
-        model = next((m for m in body["data"] if m["id"] == endpoint.model), body["data"][0])
+        listed = json.loads(text)["data"]
+        model = next((m for m in listed if m["id"] == endpoint.model), listed[0])
         return endpoint.model or model["id"], model.get("owned_by") == "vllm"
-    except (KeyError, IndexError, TypeError):
-        raise EndpointError(f"{url} lists no model") from None
+    except (ValueError, KeyError, IndexError, TypeError):
+        raise EndpointError(f"{url} lists no model; the URL must be an OpenAI API's, which ends in /v1") from None
+
+
+async def refusal(http: aiohttp.ClientSession, endpoint: Endpoint, messages: list[Any]) -> str | None:
+    """What the server says against such a request; None when it begins to answer, which is not waited for."""
+    try:
+        async with _post(http, endpoint, messages, uuid.uuid4().hex) as response:
+            return None if response.status == 200 else await _said(response)
+    except (aiohttp.ClientError, OSError) as error:
+        return _named(error)
 
 
 async def ask(http: aiohttp.ClientSession, endpoint: Endpoint, messages: list[Any], salt: str) -> Answer:
-    """Stream one answer. A request that fails is an Answer with `error`, never an exception."""
-    body = {
-        "model": endpoint.model,
-        "messages": messages,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        **endpoint.body,
-    }
-    if endpoint.salted:
-        body["cache_salt"] = salt
+    """Stream one answer. A request that fails is an Answer with `error`, never an exception.
+
+    Requests of one `salt` may find each other's prompts in the prefix cache.
+    """
     answer = Answer()
     parts: list[str] = []
     usage = False
     started = last = time.perf_counter()
     try:
-        async with http.post(f"{endpoint.base_url}/chat/completions", json=body, headers=endpoint.headers) as response:
+        async with _post(http, endpoint, messages, salt) as response:
             if response.status != 200:
-                said = (await response.text())[:ERROR_CHARACTERS]
-                answer.error = f"{response.status}: {said}"
+                answer.error = await _said(response)
                 return answer
             async for data in events(response.content.iter_any()):
                 event = json.loads(data)
                 if "error" in event:
                     answer.error = str(event["error"])[:ERROR_CHARACTERS]
                     return answer
-                if event.get("choices"):
-                    text = output_of(event["choices"][0])
-                    if text is not None:
-                        now = time.perf_counter()
-                        if answer.ttft_seconds is None:
-                            answer.ttft_seconds = now - started
-                        else:
-                            answer.gaps_seconds.append(now - last)
-                        last = now
-                        parts.append(text)
+                if event.get("choices") and has_output(
+                    choice := event["choices"][0], first=answer.ttft_seconds is None
+                ):
+                    now = time.perf_counter()
+                    if answer.ttft_seconds is None:
+                        answer.ttft_seconds = now - started
+                    else:
+                        answer.gaps_seconds.append(now - last)
+                    last = now
+                    parts.append((choice.get("delta") or {}).get("content") or "")
                 if event.get("usage"):
                     usage = True
                     answer.prompt_tokens = event["usage"].get("prompt_tokens") or 0
                     answer.completion_tokens = event["usage"].get("completion_tokens") or 0
                     answer.acceptance = from_response(event)
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        answer.error = f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS]
+        answer.error = _named(error)
         return answer
     answer.seconds = time.perf_counter() - started
-    answer.text = "".join(parts)
+    answer.content = "".join(parts)
     if answer.ttft_seconds is None or not usage:
         answer.error = "the stream ended without " + ("usage" if answer.ttft_seconds is not None else "output")
     return answer
@@ -149,13 +158,42 @@ async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
                     yield data
 
 
-def output_of(choice: Mapping[str, Any]) -> str | None:
-    """The text of a stream's choice; None for one that carries no output: the role at the start, the reason at the end.
+def has_output(choice: Mapping[str, Any], *, first: bool) -> bool:
+    """Whether a stream's choice carries output, and not only the role at the start or the reason at the end.
 
-    Output may be empty text: a token that is part of a character, or that the tokenizer does not print.
+    Output may be empty text: a token that is part of a character, or that the tokenizer does not print. `first`: none
+    came before; the reason alone is then an answer that ended with its first token.
     """
     delta = choice.get("delta") or {}
-    text = "".join(delta[name] for name in TEXT_FIELDS if delta.get(name))
-    if text or delta.get("tool_calls"):
-        return text
-    return None if delta.get("role") or choice.get("finish_reason") else ""
+    if any(delta.get(name) for name in OUTPUT_FIELDS):
+        return True
+    if choice.get("finish_reason"):
+        return first
+    return not delta.get("role")
+
+
+def _post(
+    http: aiohttp.ClientSession, endpoint: Endpoint, messages: list[Any], salt: str
+) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+    body = {
+        "model": endpoint.model,
+        "messages": messages,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **endpoint.body,
+    }
+    if endpoint.salted:
+        body["cache_salt"] = salt
+    return http.post(f"{endpoint.base_url}/chat/completions", json=body, headers=endpoint.headers)
+
+
+async def _said(response: aiohttp.ClientResponse) -> str:
+    """Status and message of an error, OpenAI's or whatever it is."""
+    text = await response.text(errors="replace")
+    with suppress(ValueError, KeyError, TypeError):
+        text = str(json.loads(text)["error"]["message"])
+    return f"{response.status}: {text[:ERROR_CHARACTERS]}"
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS]

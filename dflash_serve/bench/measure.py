@@ -12,24 +12,32 @@ from dataclasses import replace
 from typing import Any
 
 import aiohttp
+import psutil
 
 from dflash_serve.bench.acceptance import Counters, between, parse_metrics
-from dflash_serve.bench.client import Answer, Endpoint, EndpointError, ask, find_model
+from dflash_serve.bench.client import Answer, Endpoint, EndpointError, ask, find_model, refusal
 from dflash_serve.bench.samples import LatencyHistogram, Request, Sample
 from dflash_serve.bench.tasks import Conversation
 from dflash_serve.speculation.acceptance import AcceptanceCounts
 
 WARM_UP: Conversation = ["Count from one to twenty."]
 WARM_UP_TOKENS = 16
+RAYS_METRICS = "\nray_"
+RAYS_DELAY_SECONDS = 12.0
+"""Ray's agents get counters every 10 s (`metrics_report_interval_ms`)."""
 
 
 async def prepare(http: aiohttp.ClientSession, endpoint: Endpoint) -> Endpoint:
     """The endpoint with its model's name, and where its counters are when it has any.
 
-    Raises EndpointError when it cannot be reached.
+    Raises EndpointError when it cannot be reached, or refuses such requests.
     """
     model, is_vllm = await find_model(http, endpoint)
     found = replace(endpoint, model=model, salted=is_vllm)
+    refused = await refusal(http, found, [{"role": "user", "content": WARM_UP[0]}])
+    if refused is not None:
+        options = ", ".join(f"{name} {value}" for name, value in found.body.items())
+        raise EndpointError(f"{found.base_url} refuses a request with {options}: {refused}")
     if found.metrics_url is None:
         page = replace(found, metrics_url=found.base_url.removesuffix("/v1") + "/metrics")
         return page if await _reachable(http, page) else found
@@ -74,15 +82,19 @@ async def measure(
 
     before = await _counters(http, endpoint)
     server_before = server_cpu_seconds() if server_cpu_seconds else 0.0
+    machine_before = _machine_cpu_seconds()
     cpu_began, began = time.process_time(), time.perf_counter()
     await asyncio.gather(*(stream() for _ in range(concurrency)))
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
+    machine_seconds = _machine_cpu_seconds() - machine_before
     server_seconds = server_cpu_seconds() - server_before if server_cpu_seconds else None
+    others = None if server_seconds is None else max(machine_seconds - server_seconds - cpu_seconds, 0.0)
     good = [answer for answer in answers if answer.error is None]
     acceptance = _added([a.acceptance for a in good if a.acceptance is not None])
     source = "responses" if acceptance else None
-    if acceptance is None or not acceptance.accepted_per_position:
-        counted = between(before, await _counters(http, endpoint), len(good))
+    if before is not None and (acceptance is None or not acceptance.accepted_per_position):
+        after = await _counters(http, endpoint)
+        counted = between(before, after, len(good)) if after is not None else None
         acceptance, source = (counted, "metrics") if counted else (acceptance, source)
     gaps = LatencyHistogram()
     for answer in good:
@@ -93,6 +105,7 @@ async def measure(
         concurrency=concurrency,
         round=number,
         seconds=seconds,
+        model=endpoint.model,
         requests=[
             Request(a.prompt_tokens, a.completion_tokens, a.ttft_seconds or 0.0, a.seconds, a.error) for a in answers
         ],
@@ -101,7 +114,15 @@ async def measure(
         acceptance_source=source,
         client_cpu_share=cpu_seconds / seconds,
         server_cpu_seconds=server_seconds,
+        other_cores=None if others is None else others / seconds,
     )
+
+
+def _machine_cpu_seconds() -> float:
+    """CPU time that all processes of the machine have had so far."""
+    times = psutil.cpu_times()
+    # Linux counts what runs at a niceness apart from `user`
+    return float(times.user + times.system + getattr(times, "nice", 0.0))
 
 
 async def _converse(http: aiohttp.ClientSession, endpoint: Endpoint, turns: Conversation) -> list[Answer]:
@@ -116,7 +137,7 @@ async def _converse(http: aiohttp.ClientSession, endpoint: Endpoint, turns: Conv
         answers.append(answer)
         if answer.error is not None:
             break
-        messages.append({"role": "assistant", "content": answer.text})
+        messages.append({"role": "assistant", "content": answer.content})
     return answers
 
 
@@ -128,16 +149,28 @@ def _added(counts: list[AcceptanceCounts]) -> AcceptanceCounts | None:
 
 
 async def _counters(http: aiohttp.ClientSession, endpoint: Endpoint) -> Counters | None:
+    """None without a page, or when it cannot be read: the server may have died, which its answers tell."""
     if endpoint.metrics_url is None:
         return None
-    async with http.get(endpoint.metrics_url) as response:
-        return parse_metrics(await response.text())
+    try:
+        text = await _page(http, endpoint.metrics_url)
+        if RAYS_METRICS in text:
+            await asyncio.sleep(RAYS_DELAY_SECONDS)
+            text = await _page(http, endpoint.metrics_url)
+        return parse_metrics(text)
+    except (aiohttp.ClientError, OSError, ValueError):
+        return None
+
+
+async def _page(http: aiohttp.ClientSession, url: str) -> str:
+    async with http.get(url, timeout=aiohttp.ClientTimeout(total=10), raise_for_status=True) as response:
+        return await response.text()
 
 
 async def _reachable(http: aiohttp.ClientSession, endpoint: Endpoint) -> bool:
     assert endpoint.metrics_url is not None
     try:
-        async with http.get(endpoint.metrics_url, timeout=aiohttp.ClientTimeout(total=10)) as response:
-            return response.status == 200
-    except (aiohttp.ClientError, OSError, TimeoutError):
+        await _page(http, endpoint.metrics_url)
+    except (aiohttp.ClientError, OSError):
         return False
+    return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from dflash_serve.bench.run import Stage
@@ -29,15 +28,6 @@ MEANING = (
 )
 
 
-@dataclass(frozen=True)
-class Cost:
-    """A row beside `vllm serve`'s at the same concurrency; `row.speedup` is its throughput ratio. None: the base."""
-
-    row: Row
-    added_ttft_ms: float | None
-    added_gap_ms: float | None
-
-
 def stages(args: Mapping[str, Any], concurrencies: Sequence[int]) -> list[Stage]:
     """All three sides with the same profile and settings; our limit of requests lets every stream in.
 
@@ -58,39 +48,25 @@ def stages(args: Mapping[str, Any], concurrencies: Sequence[int]) -> list[Stage]
     ]
 
 
-def costs(rows: Sequence[Row]) -> list[Cost]:
-    base = {row.concurrency: row for row in rows if row.side == VLLM}
-    return [_cost(row, base.get(row.concurrency)) for row in rows]
-
-
-def _cost(row: Row, base: Row | None) -> Cost:
-    if base is None or row is base:
-        return Cost(row, None, None)
-    ttft = row.ttft_ms.p50 - base.ttft_ms.p50 if row.ttft_ms and base.ttft_ms else None
-    gap = row.gap_ms.p50 - base.gap_ms.p50 if row.gap_ms and base.gap_ms else None
-    return Cost(row, ttft, gap)
-
-
-def verdicts(found: Sequence[Cost]) -> list[str]:
-    """The goals, and whether each was met. A goal that nothing was measured for is left out."""
-    ours = [cost for cost in found if cost.row.side == HIGH_THROUGHPUT and cost.row.speedup]
-    plain = [c for c in found if c.row.side == PLAIN and c.row.concurrency == PLAIN_CONCURRENCY and c.row.speedup]
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """The goals, and whether each was met; `speedup` is the share of `vllm serve`'s throughput. A goal that nothing was
+    measured for is left out."""
+    ours = [row for row in rows if row.side == HIGH_THROUGHPUT]
+    ratios = [row.speedup.median for row in ours if row.speedup]
+    added = [row.added_ttft_ms.median for row in ours if row.added_ttft_ms]
+    plain = [r.speedup.median for r in rows if (r.side, r.concurrency) == (PLAIN, PLAIN_CONCURRENCY) and r.speedup]
     lines = []
-    if ours:
-        ratio = min(c.row.speedup.median for c in ours if c.row.speedup)
+    if ratios:
         lines.append(
             f"Goal: `{HIGH_THROUGHPUT}` keeps {SMALLEST_RATIO:.2f} of `{VLLM}`'s tokens/s at every concurrency: "
-            f"{_met(ratio >= SMALLEST_RATIO)} (smallest {ratio:.3f})."
+            f"{_met(min(ratios) >= SMALLEST_RATIO)} (smallest {min(ratios):.3f})."
         )
-        added = [c.added_ttft_ms for c in ours if c.added_ttft_ms is not None]
-        if added:
-            lines.append(
-                f"Goal: it adds at most {MOST_ADDED_TTFT_MS:.0f} ms to the median TTFT: "
-                f"{_met(max(added) <= MOST_ADDED_TTFT_MS)} (largest {max(added):+.1f} ms)."
-            )
-    for cost in plain:
-        assert cost.row.speedup is not None
-        ratio = cost.row.speedup.median
+    if added:
+        lines.append(
+            f"Goal: it adds at most {MOST_ADDED_TTFT_MS:.0f} ms to the median TTFT: "
+            f"{_met(max(added) <= MOST_ADDED_TTFT_MS)} (largest {max(added):+.1f} ms)."
+        )
+    for ratio in plain:
         met = _met(ratio >= PLAIN_RATIO)
         lines.append(f"Goal: `{PLAIN}` keeps {PLAIN_RATIO:.2f} at {PLAIN_CONCURRENCY}: {met} ({ratio:.3f}).")
     return lines

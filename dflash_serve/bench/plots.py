@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dflash_serve.bench.card import CARD
 from dflash_serve.bench.samples import LatencyHistogram, Sample
-from dflash_serve.bench.summary import ALL, Row
+from dflash_serve.bench.summary import ALL, Row, Spread
 
 PERCENTS = [*range(1, 100), 99.5]
+SHORTEST_MS = 0.1
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,10 @@ def _speedup(rows: Sequence[Row]) -> Any:
             mine = [
                 (row.concurrency, row.speedup) for row in rows if (row.task, row.side) == (task, side) and row.speedup
             ]
-            medians = [value.median for _, value in mine]
-            errors = [[v.median - v.low for _, v in mine], [v.high - v.median for _, v in mine]]
-            axis.errorbar([c for c, _ in mine], medians, yerr=errors, marker="o", capsize=3, label=side)
-            for (concurrency, _), median in zip(mine, medians, strict=True):
-                axis.annotate(f"{median:.2f}", (concurrency, median), (4, 5), textcoords="offset points", fontsize=8)
+            _spreads(axis, mine, label=side)
+            for concurrency, value in mine:
+                where = (concurrency, value.median)
+                axis.annotate(f"{value.median:.2f}", where, (4, 5), textcoords="offset points", fontsize=8)
         published = [(c, value.speedup) for (name, c), value in CARD.items() if name == task]
         if published:
             axis.plot(*zip(*published, strict=True), "--", color="grey", marker=".", label="card (B300, Gemma-4-31B)")
@@ -117,8 +118,6 @@ def _acceptance(rows: Sequence[Row]) -> Any:
 
 def _latency(samples: Sequence[Sample]) -> Any:
     """Lines of panels: TTFT, TPOT, ITL; each the share of requests (or events) within a time, a line a side."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     concurrencies = sorted({s.concurrency for s in samples})
     figure, axes = _panels(3 * len(concurrencies), 4)
     for line, concurrency in enumerate(concurrencies):
@@ -134,53 +133,60 @@ def _latency(samples: Sequence[Sample]) -> Any:
             for offset, histogram in enumerate((ttft, tpot, gaps)):
                 values = [histogram.percentile(percent) for percent in PERCENTS]
                 if histogram.count:
-                    axes[3 * line + offset].plot([1000 * v for v in values if v is not None], PERCENTS, label=side)
+                    # events that came together lie at the left edge
+                    times = [max(1000 * v, SHORTEST_MS) for v in values if v is not None]
+                    axes[3 * line + offset].plot(times, PERCENTS, label=side)
         for axis, title in zip(axes[3 * line : 3 * line + 3], ("TTFT", "TPOT", "ITL"), strict=True):
             axis.set_title(f"{title}, {concurrency} at once", fontsize=10)
-            axis.set_xscale("log")
-            axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-            axis.xaxis.set_major_formatter(lambda milliseconds, _: f"{milliseconds:g}")
-            axis.xaxis.set_minor_formatter(NullFormatter())
-            axis.tick_params(axis="x", labelsize=8)
-            axis.set_xlabel("ms")
+            _time_axis(axis)
             axis.set_ylabel("% within")
     axes[0].legend(fontsize=8)
     return figure
 
 
+def _time_axis(axis: Any) -> None:
+    """Milliseconds, on a logarithmic scale with about as many labels whatever it spans."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_xscale("log")
+    left, right = axis.get_xlim()
+    decades = math.log10(right / left)
+    steps = (1, 1.5, 2, 3, 5, 7) if decades < 1.2 else (1, 2, 5) if decades < 2.5 else (1,)
+    axis.xaxis.set_major_locator(LogLocator(subs=steps))
+    axis.xaxis.set_major_formatter(lambda milliseconds, _: f"{milliseconds:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.tick_params(axis="x", labelsize=8)
+    axis.set_xlabel("ms")
+
+
 def _ratio(rows: Sequence[Row], baseline: str) -> Any:
     """Throughput over `vllm serve`'s, added median TTFT, and server CPU a token."""
     figure, axes = _panels(3)
-    concurrencies = sorted({row.concurrency for row in rows})
-    base = {row.concurrency: row for row in rows if row.side == baseline}
-    for side in dict.fromkeys(row.side for row in rows):
+    for number, side in enumerate(dict.fromkeys(row.side for row in rows)):
         mine = [row for row in rows if row.side == side]
-        where = [row.concurrency for row in mine]
-        color = f"C{list(dict.fromkeys(row.side for row in rows)).index(side)}"
+        style = {"label": side, "color": f"C{number}"}
         if side != baseline:
-            ratios = [row.speedup for row in mine if row.speedup]
-            errors = [[r.median - r.low for r in ratios], [r.high - r.median for r in ratios]]
-            axes[0].errorbar(
-                where, [r.median for r in ratios], yerr=errors, marker="o", capsize=3, label=side, color=color
-            )
-            added = [
-                row.ttft_ms.p50 - other.ttft_ms.p50
-                for row in mine
-                if (other := base[row.concurrency]).ttft_ms and row.ttft_ms
-            ]
-            axes[1].plot(where, added, marker="o", label=side, color=color)
-        cpu = [row.server_cpu_ms_per_token or 0 for row in mine]
-        axes[2].plot(where, cpu, marker="o", label=side, color=color)
+            _spreads(axes[0], [(row.concurrency, row.speedup) for row in mine if row.speedup], **style)
+            _spreads(axes[1], [(row.concurrency, row.added_ttft_ms) for row in mine if row.added_ttft_ms], **style)
+        cpu = [(r.concurrency, r.server_cpu_ms_per_token) for r in mine if r.server_cpu_ms_per_token is not None]
+        axes[2].plot([c for c, _ in cpu], [milliseconds for _, milliseconds in cpu], marker="o", **style)
     titles = (f"tokens/s over {baseline}", "added to the median TTFT, ms", "server CPU, ms a token")
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=10)
-        _concurrency_axis(axis, concurrencies)
+        _concurrency_axis(axis, sorted({row.concurrency for row in rows}))
     axes[0].axhline(1, color="black", linewidth=0.8)
     axes[1].axhline(0, color="black", linewidth=0.8)
     axes[0].set_ylim(bottom=0)
-    axes[2].set_yscale("log")
+    axes[2].set_ylim(bottom=0)
     axes[2].legend(fontsize=8)
     return figure
+
+
+def _spreads(axis: Any, points: Sequence[tuple[int, Spread]], **style: str) -> None:
+    """Medians over concurrency, with bars from smallest to largest."""
+    errors = [[v.median - v.low for _, v in points], [v.high - v.median for _, v in points]]
+    where, medians = [c for c, _ in points], [value.median for _, value in points]
+    axis.errorbar(where, medians, yerr=errors, marker="o", capsize=3, **style)
 
 
 def _concurrency_axis(axis: Any, concurrencies: Sequence[int]) -> None:

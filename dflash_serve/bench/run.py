@@ -67,10 +67,27 @@ def request_body(max_tokens: int, *, thinking: bool | None, ignore_eos: bool) ->
     return body
 
 
+def speculation_of(side: str) -> tuple[str, dict[str, Any]]:
+    """What reports call a side, and what it lays over `speculation` of the settings.
+
+    `ar`: no drafter; `dflash`: the settings as they are; `adaptive`; `k=N`: always N draft tokens. Raises ValueError.
+    """
+    match side.strip().lower().split("="):
+        case ["ar"]:
+            return AUTOREGRESSIVE, {"mode": "off"}
+        case ["dflash"]:
+            return "DFlash", {}
+        case ["adaptive"]:
+            return "adaptive", {"mode": "adaptive"}
+        case ["k", number] if number.isdecimal() and int(number) > 0:
+            return f"K={int(number)}", {"mode": "fixed", "max_draft_tokens": int(number)}
+    raise ValueError(f"--sides: no side {side!r}; there are ar, dflash, adaptive, and k=N with N draft tokens (k=7)")
+
+
 def pair_stages(
-    tasks: Sequence[str], args: Mapping[str, Any], draft_tokens: Sequence[int], *, plain: bool, synthetic: bool
+    tasks: Sequence[str], args: Mapping[str, Any], sides: Sequence[str], *, plain: bool, synthetic: bool
 ) -> list[Stage]:
-    """The same settings without a drafter, then with it, for each K of `draft_tokens` (none: the settings' own).
+    """The same settings with each of the `sides`; see `speculation_of`. Raises ValueError.
 
     `synthetic`: dummy weights, and a server a task, because its acceptance is forced to the card's for that task.
     """
@@ -80,16 +97,15 @@ def pair_stages(
         laid_over = merge(common, {"speculation": changes})
         return lambda folder: dflash_server(folder, laid_over, plain=plain)
 
-    stages = [Stage(AUTOREGRESSIVE, tuple(tasks), start({"mode": "off"}))]
-    counts: Sequence[int | None] = draft_tokens or [None]
-    for count in counts:
-        name = "DFlash" if count is None else f"DFlash K={count}"
-        changes: dict[str, Any] = {} if count is None else {"max_draft_tokens": count}
-        if not synthetic:
+    stages = []
+    for name, changes in dict(map(speculation_of, sides)).items():
+        if not changes and (args.get("speculation") or {}).get("mode") in ("off", False):
+            raise ValueError("--sides: dflash is the settings as they are, and their speculation.mode is off; take k=N")
+        if synthetic and name != AUTOREGRESSIVE:
+            for task in tasks:
+                stages.append(Stage(name, (task,), start(changes | {"options": synthetic_options(task)})))
+        else:
             stages.append(Stage(name, tuple(tasks), start(changes)))
-            continue
-        for task in tasks:
-            stages.append(Stage(name, (task,), start(changes | {"options": synthetic_options(task)})))
     return stages
 
 
@@ -98,7 +114,9 @@ def synthetic_options(task: str) -> dict[str, Any]:
     that the card lacks."""
     length = card.acceptance_length(task)
     if length is None:
-        raise ValueError(f"--synthetic: the card has no acceptance length for {task!r}")
+        raise ValueError(
+            f"--synthetic: the card has no acceptance length for {task!r}; take --tasks of {', '.join(card.TASKS)}"
+        )
     return {"rejection_sample_method": "synthetic", "synthetic_acceptance_length": length}
 
 

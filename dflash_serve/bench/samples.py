@@ -69,6 +69,7 @@ class Sample:
     round: int
     seconds: float
     requests: list[Request]
+    model: str = ""
     gaps: LatencyHistogram = field(default_factory=LatencyHistogram)
     acceptance: AcceptanceCounts | None = None
     acceptance_source: str | None = None
@@ -77,6 +78,8 @@ class Sample:
     """CPU time of this process over the sample's time: near 1 the client, not the server, is what was measured."""
     server_cpu_seconds: float | None = None
     """Of all the server's processes; None for a server that we did not start."""
+    other_cores: float | None = None
+    """Cores that neither server nor client kept busy, but something else on the machine did; None as above."""
 
     @property
     def good(self) -> list[Request]:

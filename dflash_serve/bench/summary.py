@@ -1,13 +1,14 @@
 """Samples -> the rows of a table. Pure.
 
-A round measures every side once, so a ratio of two sides is taken within each round: what drifts between rounds
-falls on both. A figure over rounds is their median, its spread the smallest and the largest.
+A round measures every side once, so a ratio or a difference of two sides is taken within each round: what drifts
+between rounds falls on both. A figure over rounds is their median, its spread the smallest and the largest. Percentiles
+of times are of all rounds together.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dflash_serve.bench.samples import LatencyHistogram, Sample
@@ -50,7 +51,8 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class Row:
-    """One side of one task at one concurrency. Times in milliseconds; `speedup` over `baseline`, None for itself."""
+    """One side of one task at one concurrency. Times in milliseconds; `speedup` over `baseline`, and what is added to
+    its medians, are None for itself."""
 
     concurrency: int
     task: str
@@ -61,10 +63,14 @@ class Row:
     acceptance_source: str | None
     acceptance_by_position: tuple[float, ...]
     """Share of verifications that accepted draft token 1, 2, …"""
+    drafted: float | None
+    """Draft tokens of a verification, on average: K where it is fixed."""
     ttft_ms: Percentiles | None
     tpot_ms: Percentiles | None
     gap_ms: Percentiles | None
     """Inter-token latency: between events of a stream."""
+    added_ttft_ms: Spread | None
+    added_gap_ms: Spread | None
     requests: int
     failed: int
     completion_tokens: int
@@ -81,7 +87,8 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
 
 
 def summarise(samples: Sequence[Sample], baseline: str = AUTOREGRESSIVE) -> list[Row]:
-    """One row a (concurrency, task, side), sides in the order of the samples; `all` sums the tasks that every side has.
+    """One row a (concurrency, task, side), sides in the order of the samples; `all` sums the tasks that every side has
+    in the round.
 
     A cell in which every request failed has a row too, with 0 tokens/s.
     """
@@ -90,32 +97,21 @@ def summarise(samples: Sequence[Sample], baseline: str = AUTOREGRESSIVE) -> list
     rows = []
     for concurrency in sorted({s.concurrency for s in samples}):
         cells = [s for s in samples if s.concurrency == concurrency]
-        common = [task for task in tasks if {s.side for s in cells if s.task == task} == {s.side for s in cells}]
-        for task in [*tasks, ALL] if len(common) > 1 else tasks:
-            mine = [s for s in cells if s.task == task or (task == ALL and s.task in common)]
-            speeds = {side: _tokens_per_second([s for s in mine if s.side == side]) for side in sides}
+        found = {s.side for s in cells}
+        measured = {(s.task, s.round, s.side) for s in cells}
+        common = {(t, n) for t, n, _ in measured if all((t, n, side) in measured for side in found)}
+        for task in [*tasks, ALL] if len({t for t, _ in common}) > 1 else tasks:
+            mine = [s for s in cells if s.task == task or (task == ALL and (s.task, s.round) in common)]
+            base = [s for s in mine if s.side == baseline]
             for side in sides:
                 chosen = [s for s in mine if s.side == side]
                 if chosen:
-                    rows.append(_row(concurrency, task, side, chosen, speeds, baseline))
+                    rows.append(_row(concurrency, task, side, chosen, base if side != baseline else []))
     return rows
 
 
-def _tokens_per_second(samples: list[Sample]) -> dict[int, float]:
-    """Round -> tokens over seconds, tasks together."""
-    rounds = sorted({s.round for s in samples})
-    return {
-        number: sum(s.completion_tokens for s in samples if s.round == number)
-        / sum(s.seconds for s in samples if s.round == number)
-        for number in rounds
-    }
-
-
-def _row(
-    concurrency: int, task: str, side: str, samples: list[Sample], speeds: dict[str, dict[int, float]], baseline: str
-) -> Row:
-    own, base = speeds[side], speeds.get(baseline, {})
-    ratios = [own[n] / base[n] for n in own if base.get(n)] if side != baseline else []
+def _row(concurrency: int, task: str, side: str, samples: list[Sample], base: list[Sample]) -> Row:
+    own_speeds, base_speeds = _by_round(samples, _tokens_per_second), _by_round(base, _tokens_per_second)
     counts, gaps = AcceptanceCounts(), LatencyHistogram()
     for sample in samples:
         gaps.merge(sample.gaps)
@@ -124,26 +120,56 @@ def _row(
     good = [request for sample in samples for request in sample.good]
     tokens = sum(request.completion_tokens for request in good)
     server = [s.server_cpu_seconds for s in samples if s.server_cpu_seconds is not None]
-    speed = Spread.of(own.values())
+    speed = Spread.of(own_speeds.values())
     assert speed is not None
     return Row(
         concurrency=concurrency,
         task=task,
         side=side,
         tokens_per_second=speed,
-        speedup=Spread.of(ratios),
+        speedup=Spread.of(own_speeds[n] / base_speeds[n] for n in own_speeds if base_speeds.get(n)),
         acceptance_length=counts.acceptance_length,
         acceptance_source=next((s.acceptance_source for s in samples if s.acceptance_source), None),
         acceptance_by_position=tuple(n / counts.verifications for n in counts.accepted_per_position),
+        drafted=counts.draft_tokens / counts.verifications if counts.draft_tokens else None,
         ttft_ms=Percentiles.of(1000 * r.ttft_seconds for r in good),
         tpot_ms=Percentiles.of(1000 * r.tpot_seconds for r in good if r.tpot_seconds is not None),
         gap_ms=_milliseconds(Percentiles.of_histogram(gaps)),
+        added_ttft_ms=_added(_by_round(samples, _median_ttft_ms), _by_round(base, _median_ttft_ms)),
+        added_gap_ms=_added(_by_round(samples, _median_gap_ms), _by_round(base, _median_gap_ms)),
         requests=sum(len(s.requests) for s in samples),
         failed=sum(len(s.requests) for s in samples) - len(good),
         completion_tokens=tokens,
         client_cpu_share=max(s.client_cpu_share for s in samples),
         server_cpu_ms_per_token=1000 * sum(server) / tokens if server and tokens else None,
     )
+
+
+def _by_round(samples: list[Sample], figure: Callable[[list[Sample]], float | None]) -> dict[int, float]:
+    """Round -> its figure, tasks together; rounds without one are left out."""
+    figures = {n: figure([s for s in samples if s.round == n]) for n in sorted({s.round for s in samples})}
+    return {number: value for number, value in figures.items() if value is not None}
+
+
+def _tokens_per_second(samples: list[Sample]) -> float:
+    return sum(s.completion_tokens for s in samples) / sum(s.seconds for s in samples)
+
+
+def _median_ttft_ms(samples: list[Sample]) -> float | None:
+    times = Percentiles.of(1000 * request.ttft_seconds for sample in samples for request in sample.good)
+    return times.p50 if times else None
+
+
+def _median_gap_ms(samples: list[Sample]) -> float | None:
+    gaps = LatencyHistogram()
+    for sample in samples:
+        gaps.merge(sample.gaps)
+    seconds = gaps.percentile(50)
+    return None if seconds is None else 1000 * seconds
+
+
+def _added(own: Mapping[int, float], base: Mapping[int, float]) -> Spread | None:
+    return Spread.of(own[number] - base[number] for number in own if number in base)
 
 
 def _milliseconds(seconds: Percentiles | None) -> Percentiles | None:

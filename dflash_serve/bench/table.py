@@ -12,14 +12,17 @@ COLUMNS = (
     "tokens/s",
     "x",
     "card x",
-    "acceptance length",
+    "acceptance",
     "card",
+    "drafted",
     "TTFT ms p50/p90/p99",
     "TPOT ms",
     "ITL ms",
     "requests",
     "failed",
 )
+CHIEF_COLUMNS = ("at once", "task", "side", "tokens/s", "x", "card x", "acceptance", "failed")
+"""Those that fit into 80 columns."""
 
 
 def cells(row: Row) -> list[str]:
@@ -33,6 +36,7 @@ def cells(row: Row) -> list[str]:
         f"{published.speedup:.1f}" if published and row.speedup else "",
         f"{row.acceptance_length:.2f}" if row.acceptance_length else "",
         f"{published.acceptance_length:.2f}" if published and row.acceptance_length else "",
+        f"{row.drafted:.1f}" if row.drafted else "",
         percentiles(row.ttft_ms),
         percentiles(row.tpot_ms),
         percentiles(row.gap_ms),
@@ -41,12 +45,12 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def spread(value: Spread | None, digits: int) -> str:
-    """The median, with smallest and largest when the rounds differ."""
+def spread(value: Spread | None, digits: int, sign: str = "") -> str:
+    """The median, with smallest and largest when the rounds differ; sign "+" shows that of a positive number too."""
     if value is None:
         return ""
-    median, low, high = (f"{number:.{digits}f}" for number in (value.median, value.low, value.high))
-    return median if low == high else f"{median} ({low}–{high})"
+    median, low, high = (f"{number:{sign}.{digits}f}" for number in (value.median, value.low, value.high))
+    return median if low == high else f"{median} ({low}{' to ' if sign else '–'}{high})"
 
 
 def percentiles(value: Percentiles | None) -> str:

@@ -78,14 +78,24 @@ def load(names: Iterable[str], *, folder: Path | None, samples: int, words: int)
         elif name == RANDOM:
             tasks[RANDOM] = random_conversations(samples, words)
         elif name in HUB_TASKS:
-            found = read_jsonl(folder / f"{name}.jsonl") if folder else read_hub(name)
-            tasks[name] = _some(found, samples)
+            tasks[name] = _some(_read_folder(folder, name) if folder else read_hub(name), samples)
         elif name.endswith(".jsonl"):
-            tasks[Path(name).stem] = read_jsonl(Path(name))[:samples]
+            task = Path(name).stem
+            if task in tasks or task in HUB_TASKS:
+                hint = f", or give its folder by --data and the task {task}" if task in HUB_TASKS else ""
+                raise TaskError(f"--tasks: {name} would be called {task}, as another task is; rename it{hint}")
+            tasks[task] = read_jsonl(Path(name))[:samples]
         else:
             known = ", ".join([*HUB_TASKS, SAMPLE, RANDOM])
             raise TaskError(f"--tasks: no task {name!r}; there are {known}, and the path of a .jsonl file")
     return tasks
+
+
+def _read_folder(folder: Path, name: str) -> list[Conversation]:
+    path = folder / f"{name}.jsonl"
+    if not path.is_file():
+        raise TaskError(f"--data: there is no {path}; put it there, or leave --data away to take {name} from the hub")
+    return read_jsonl(path)
 
 
 def read_jsonl(path: Path) -> list[Conversation]:
@@ -93,7 +103,7 @@ def read_jsonl(path: Path) -> list[Conversation]:
     try:
         lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except OSError as error:
-        raise TaskError(f"{path}: {error.strerror}") from None
+        raise TaskError(f"--tasks: {path}: {error.strerror}") from None
     return [_conversation(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dflash_serve.bench.acceptance import accepted_per_position, between, from_response, parse_metrics
+from dflash_serve.bench.acceptance import Counters, accepted_per_position, between, from_response, parse_metrics
 
 
 def test_vllms_own_figures_come_first() -> None:
@@ -30,7 +30,16 @@ def test_openais_usage_alone_tells_the_acceptance_length() -> None:
 
 
 @pytest.mark.parametrize(
-    "usage", [{"completion_tokens": 5}, {"completion_tokens": 5, "completion_tokens_details": None}]
+    "usage",
+    [
+        {"completion_tokens": 5},
+        {"completion_tokens": 5, "completion_tokens_details": None},
+        # as OpenAI's own API says it
+        {
+            "completion_tokens": 5,
+            "completion_tokens_details": {"accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0},
+        },
+    ],
 )
 def test_without_speculation_there_is_nothing(usage: dict[str, object]) -> None:
     assert from_response({"usage": usage}) is None
@@ -76,7 +85,7 @@ ray_vllm_spec_decode_num_drafts_total{ReplicaId="b"} 6
 ray_vllm_spec_decode_num_accepted_tokens_total{ReplicaId="a"} 3
 ray_vllm_spec_decode_num_accepted_tokens_total{ReplicaId="b"} 9
 """
-    counts = between(None, parse_metrics(text), num_requests=1)
+    counts = between(Counters(), parse_metrics(text), num_requests=1)
     assert counts is not None
     assert counts.acceptance_length == 2.2
 
@@ -97,7 +106,11 @@ sglang:generation_tokens_total{{model_name="m"}} {tokens}
 
 
 def test_a_page_without_speculation_and_an_idle_one_say_nothing() -> None:
-    assert parse_metrics("# TYPE up gauge\nup 1\n") is None
+    assert parse_metrics("# TYPE up gauge\nup 1\n") == Counters()
     page = parse_metrics(VLLM.format(drafts=1, drafted=2, accepted=1, first=1, second=0))
     assert between(page, page, num_requests=0) is None
-    assert between(None, None, num_requests=0) is None
+
+
+def test_a_page_that_is_not_of_metrics_is_said_to_be_none() -> None:
+    with pytest.raises(ValueError, match="html"):
+        parse_metrics("<html>no metrics here</html>\n")

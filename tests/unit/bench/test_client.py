@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from dflash_serve.bench.client import events, output_of
+from dflash_serve.bench.client import events, has_output
 
 
 async def test_events_may_be_cut_anywhere() -> None:
@@ -23,13 +23,19 @@ async def test_events_may_be_cut_anywhere() -> None:
 @pytest.mark.parametrize(
     ("choice", "output"),
     [
-        ({"delta": {"role": "assistant", "content": ""}}, None),
-        ({"delta": {"content": "Hi"}}, "Hi"),
-        ({"delta": {"reasoning": "Hm"}}, "Hm"),
-        ({"delta": {"content": ""}}, ""),
-        ({"delta": {"content": "!"}, "finish_reason": "stop"}, "!"),
-        ({"delta": {}, "finish_reason": "stop"}, None),
+        ({"delta": {"role": "assistant", "content": ""}}, False),
+        ({"delta": {"content": "Hi"}}, True),
+        ({"delta": {"reasoning": "Hm"}}, True),
+        ({"delta": {"tool_calls": [{"index": 0}]}}, True),
+        ({"delta": {"content": ""}}, True),
+        ({"delta": {"content": "!"}, "finish_reason": "stop"}, True),
+        ({"delta": {}, "finish_reason": "stop"}, False),
     ],
 )
-def test_output_is_text_or_a_token_without_text(choice: dict[str, object], output: str | None) -> None:
-    assert output_of(choice) == output
+def test_output_is_text_or_a_token_without_text(choice: dict[str, object], output: bool) -> None:
+    assert has_output(choice, first=False) == output
+
+
+def test_an_answer_that_ends_with_its_first_token_has_output() -> None:
+    assert has_output({"delta": {"content": ""}, "finish_reason": "stop"}, first=True)
+    assert not has_output({"delta": {"role": "assistant", "content": ""}}, first=True)

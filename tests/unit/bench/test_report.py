@@ -2,53 +2,62 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
-from dflash_serve.bench.report import RUN, Report, write
+from dflash_serve.bench.report import RUN, Report, markdown
 from dflash_serve.bench.samples import Request, Sample
+from dflash_serve.bench.summary import summarise
+from dflash_serve.bench.table import CHIEF_COLUMNS, COLUMNS
+from dflash_serve.bench.view import UNLIMITED, fitting_table
 from dflash_serve.cli import app
 from dflash_serve.speculation.acceptance import AcceptanceCounts
 
 
 def measured() -> list[Sample]:
     samples = []
-    for side, seconds in (("AR", 20.0), ("DFlash K=3", 8.0)):
+    for side, seconds in (("AR", 20.0), ("K=3", 8.0)):
         for number in (0, 1):
             requests = [Request(10, 101, 0.5, seconds - 1)]
-            sample = Sample(side, "gsm8k", 8, number, seconds + number, requests)
+            sample = Sample(side, "gsm8k", 8, number, seconds + number, requests, "a-model")
             sample.gaps.add_all([0.1] * 50)
+            sample.client_cpu_share, sample.other_cores = 0.8, float(number)
             if side != "AR":
                 sample.acceptance, sample.acceptance_source = AcceptanceCounts(40, 120, 60, [30, 20, 10]), "responses"
             samples.append(sample)
     return samples
 
 
-def test_a_report_holds_the_cards_figures_beside_ours_and_can_be_written_anew(tmp_path: Path) -> None:
+def test_a_report_holds_the_cards_figures_beside_ours_and_is_made_from_its_json(tmp_path: Path) -> None:
     report = Report(RUN, {"date": "2026-01-01", "hardware": "<a machine>"}, True, "AR", measured())
-    written = {path.name for path in write(report, tmp_path / "one")}
-    pictures = {f"one-{name}.{kind}" for name in ("speedup", "acceptance", "latency") for kind in ("png", "svg")}
-    assert written == {"one.json", "one.md", "one.html"} | pictures
-    text = (tmp_path / "one.md").read_text()
-    assert text.startswith("# Synthetic: DFlash benchmark, 2026-01-01")
-    assert "acceptance is forced" in text
-    # 101 tokens in 8 and 9 s, against 20 and 21 s; the card says 4.5 and 7.50 at 8 requests
-    row = next(line for line in text.splitlines() if "DFlash K=3 |" in line)
-    assert [cell.strip() for cell in row.split("|")[4:9]] == [
-        "11.9 (11.2–12.6)",
-        "2.42 (2.33–2.50)",
-        "4.5",
-        "2.50",
-        "7.50",
-    ]
-    page = (tmp_path / "one.html").read_text()
-    assert page.count("<svg") == 3
-    assert "&lt;a machine&gt;" in page
+    kept = json.dumps(report.to_json())
+    (tmp_path / "one.json").write_text(kept)
     result = CliRunner().invoke(app, ["bench", "report", str(tmp_path / "one.json"), "--out", str(tmp_path / "two")])
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "two.md").read_text().replace("two-", "one-") == text
+    pictures = [f"two-{name}.png" for name in ("speedup", "acceptance", "latency")]
+    written = {"two.json", "two.md", "two.html", *pictures, *(name.replace("png", "svg") for name in pictures)}
+    assert written == {path.name for path in tmp_path.glob("two*")}
+    assert json.loads((tmp_path / "two.json").read_text()) == json.loads(kept)
+    text = (tmp_path / "two.md").read_text()
+    assert text == markdown(report, pictures)
+    assert text.startswith("# Synthetic: DFlash benchmark, 2026-01-01")
+    assert "acceptance is forced" in text
+    assert "- model: a-model" in text
+    assert "load generator was busy 80%" in text
+    assert "DISTURBED: something else on the machine kept 0.5 cores busy on average, 1.0 in one cell" in text
+    # 101 tokens in 8 and 9 s, against 20 and 21 s; the card says 4.5 and 7.50 at 8 requests
+    row = next(line for line in text.splitlines() if "| K=3 |" in line)
+    cells = ["11.9 (11.2–12.6)", "2.42 (2.33–2.50)", "4.5", "2.50", "7.50", "3.0"]
+    assert [cell.strip() for cell in row.split("|")[4:10]] == cells
+    assert "| 8 | gsm8k | 520 | 2321 | 4.5 | 7.50 |" in text
+    page = (tmp_path / "two.html").read_text()
+    assert page.count("<svg") == 3
+    assert "&lt;a machine&gt;" in page
 
 
 @pytest.mark.parametrize(
@@ -57,11 +66,16 @@ def test_a_report_holds_the_cards_figures_beside_ours_and_can_be_written_anew(tm
         (["run"], "give --url of a server that runs, or --pair"),
         (["run", "--pair", "--url", "http://x/v1"], "give --url of a server that runs, or --pair"),
         (["run", "--url", "http://x/v1", "--synthetic"], "--synthetic: works with --pair alone"),
+        (["run", "--url", "http://x/v1", "--sides", "ar,k=7"], "--sides: works with --pair alone"),
+        (["run", "--pair", "--metrics-url", "http://x/metrics"], "--metrics-url: works with --url alone"),
+        (["run", "--pair", "--tasks", "sample", "--sides", "ar,k"], "--sides: no side 'k'; there are ar, dflash,"),
         (["run", "--pair", "--tasks", "sample", "--concurrency", "1,x"], "--concurrency: must be whole numbers"),
         (["run", "--pair", "--tasks", "gsm9k"], "--tasks: no task 'gsm9k'"),
         (["run", "--url", "http://127.0.0.1:9/v1", "--tasks", "sample"], "http://127.0.0.1:9/v1/models"),
         (["overhead", "--settings", "/nowhere.yaml"], "--settings: /nowhere.yaml"),
-        (["report", "/nowhere.json"], "/nowhere.json: not a report"),
+        (["report", "/nowhere.json"], "/nowhere.json: No such file or directory"),
+        (["report", str(Path(__file__).parents[3] / "pyproject.toml")], "pyproject.toml: not a report of"),
+        (["run", "--pair", "--tasks", "sample", "--synthetic"], "--synthetic: the card has no acceptance length for"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_starts(arguments: list[str], words: str) -> None:
@@ -69,3 +83,13 @@ def test_what_cannot_be_done_is_said_before_anything_starts(arguments: list[str]
     assert result.exit_code == 1
     assert words in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_narrow_terminal_shows_the_chief_columns_whole() -> None:
+    rows = summarise(measured())
+    for width, shown in ((80, CHIEF_COLUMNS), (UNLIMITED, COLUMNS)):
+        console = Console(width=width, file=io.StringIO(), force_terminal=True)
+        with console.capture() as text:
+            console.print(fitting_table(rows, console))
+        assert "…" not in text.get()
+        assert all(title in text.get() for title in shown)

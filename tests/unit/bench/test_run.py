@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from dflash_serve.bench.card import CARD, acceptance_length
-from dflash_serve.bench.run import Load, ordered, pair_stages, request_body, synthetic_options
+from dflash_serve.bench.run import Load, ordered, pair_stages, request_body, speculation_of, synthetic_options
 from dflash_serve.bench.servers import vllm_config
 from dflash_serve.hardware import Cluster
 from dflash_serve.settings import resolve
@@ -20,26 +23,66 @@ def test_the_card_agrees_with_itself() -> None:
         assert low <= published.speedup <= high
 
 
-def test_sides_of_a_pair_and_their_order() -> None:
-    stages = pair_stages(["gsm8k", "mbpp"], {}, [5, 7], plain=False, synthetic=False)
-    assert [stage.side for stage in stages] == ["AR", "DFlash K=5", "DFlash K=7"]
-    assert [stage.side for stage in ordered(stages, 1)] == ["DFlash K=7", "DFlash K=5", "AR"]
+def test_a_side_changes_how_the_settings_speculate() -> None:
+    assert speculation_of("ar") == ("AR", {"mode": "off"})
+    assert speculation_of("dflash") == ("DFlash", {})
+    assert speculation_of("adaptive") == ("adaptive", {"mode": "adaptive"})
+    assert speculation_of(" K=7") == ("K=7", {"mode": "fixed", "max_draft_tokens": 7})
+    for wrong in ("", "k", "k=", "k=0", "k=-1", "k=x", "7"):
+        with pytest.raises(ValueError, match=r"--sides: no side .* there are ar, dflash, adaptive, and k=N"):
+            speculation_of(wrong)
+
+
+def test_sides_of_a_run_and_their_order() -> None:
+    sides = ["ar", "k=5", "adaptive", "k=5"]
+    stages = pair_stages(["gsm8k", "mbpp"], {}, sides, plain=False, synthetic=False)
+    assert [(stage.side, stage.tasks) for stage in stages] == [
+        (side, ("gsm8k", "mbpp")) for side in ("AR", "K=5", "adaptive")
+    ]
+    assert [stage.side for stage in ordered(stages, 1)] == ["adaptive", "K=5", "AR"]
+
+
+def test_each_side_serves_the_settings_with_its_own_speculation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[dict[str, Any]] = []
+    monkeypatch.setattr("dflash_serve.bench.run.dflash_server", lambda folder, args, *, plain: served.append(args))
+    args = {"profile": "smollm2-cpu", "speculation": {"max_draft_tokens": 3, "options": {"a": 1}}}
+    for stage in pair_stages(["gsm8k"], args, ["ar", "dflash", "adaptive", "k=5"], plain=False, synthetic=False):
+        assert stage.start is not None
+        stage.start(tmp_path)
+    own = {"max_draft_tokens": 3, "options": {"a": 1}}
+    assert [args["speculation"] for args in served] == [
+        own | {"mode": "off"},
+        own,
+        own | {"mode": "adaptive"},
+        own | {"mode": "fixed", "max_draft_tokens": 5},
+    ]
+    assert {args["profile"] for args in served} == {"smollm2-cpu"}
+
+
+@pytest.mark.parametrize("mode", ["off", False])
+def test_settings_that_do_not_speculate_are_no_dflash_side(mode: object) -> None:
+    with pytest.raises(ValueError, match=r"--sides: dflash .* speculation\.mode is off"):
+        pair_stages(["gsm8k"], {"speculation": {"mode": mode}}, ["ar", "dflash"], plain=False, synthetic=False)
 
 
 def test_forced_acceptance_takes_a_server_a_task() -> None:
-    stages = pair_stages(["gsm8k", "mbpp"], {}, [], plain=False, synthetic=True)
+    stages = pair_stages(["gsm8k", "mbpp"], {}, ["ar", "k=15", "adaptive"], plain=False, synthetic=True)
     assert [(stage.side, stage.tasks) for stage in stages] == [
         ("AR", ("gsm8k", "mbpp")),
-        ("DFlash", ("gsm8k",)),
-        ("DFlash", ("mbpp",)),
+        ("K=15", ("gsm8k",)),
+        ("K=15", ("mbpp",)),
+        ("adaptive", ("gsm8k",)),
+        ("adaptive", ("mbpp",)),
     ]
     assert synthetic_options("gsm8k")["synthetic_acceptance_length"] == acceptance_length("gsm8k") == 7.53
     with pytest.raises(ValueError, match="no acceptance length for 'sample'"):
-        pair_stages(["sample"], {}, [], plain=False, synthetic=True)
+        pair_stages(["sample"], {}, ["dflash"], plain=False, synthetic=True)
 
 
 def test_a_load_sends_at_least_one_conversation_a_stream() -> None:
-    (stage,) = pair_stages(["t"], {}, [], plain=False, synthetic=False)[:1]
+    (stage,) = pair_stages(["t"], {}, ["ar"], plain=False, synthetic=False)
     tasks = {"t": [["a"], ["b"], ["c"]]}
     assert Load(tasks, 2, (1, 8)).conversations(stage) == 2 + 8
     assert Load(tasks, 9, (1, 8)).conversations(stage) == 3 + 8, "no more than the task has"

@@ -50,5 +50,14 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, words: str) -> None:
 def test_unknown_tasks_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="no task 'gsm9k'; there are math500"):
         load(["gsm9k"], folder=None, samples=1, words=1)
-    with pytest.raises(TaskError, match=r"gsm8k\.jsonl: No such file"):
+    with pytest.raises(TaskError, match=r"--tasks: mine\.jsonl: No such file"):
+        load(["mine.jsonl"], folder=None, samples=1, words=1)
+    with pytest.raises(TaskError, match=r"--data: there is no .*/gsm8k\.jsonl; put it there"):
         load(["gsm8k"], folder=tmp_path, samples=1, words=1)
+
+
+def test_two_tasks_cannot_have_one_name(tmp_path: Path) -> None:
+    path = tmp_path / "gsm8k.jsonl"
+    path.write_text('{"prompt": "hello"}\n')
+    with pytest.raises(TaskError, match="would be called gsm8k, as another task is; rename it, or give its folder by"):
+        load([str(path)], folder=None, samples=1, words=1)

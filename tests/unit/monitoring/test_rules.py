@@ -63,7 +63,7 @@ class Case:
     fires: bool
     changes: Mapping[str, str | None] = field(default_factory=dict)
     """Series laid over the healthy fleet's; None takes one out."""
-    at: str = "1h"
+    at: str = "30m"
 
     @property
     def name(self) -> str:
@@ -80,18 +80,20 @@ CASES = [
     Case("DFlashErrorRate", "many are refused and leave", False, {requests("rejected"): "0+50x300"}),
     Case("DFlashScalingStuck", "two wanted, one there", True, {WANTED: "2x300"}),
     Case("DFlashScalingStuck", "one wanted, none ever came", True, {HEALTHY: None, RUNNING: None}),
-    Case("DFlashScalingStuck", "the second takes ten minutes", False, {WANTED: "1x49 2x9 1x200"}),
+    Case("DFlashScalingStuck", "the second takes ten minutes", False, {WANTED: "1x49 2x9 1x200"}, at="1h"),
     Case(
         "DFlashReplicaFlapping",
         "five replicas in an hour, one at a time",
         True,
         {RUNNING: "4x10"} | {replica(f"x{i}"): f"_x{i * 10} 1x9" for i in (1, 2, 3, 4, 5)},
+        at="1h",
     ),
     Case(
         "DFlashReplicaFlapping",
         "scaled up to five and down again",
         False,
         {replica(f"x{i}"): "_x20 1x20" for i in range(4)},
+        at="1h",
     ),
     Case("DFlashAcceptanceCollapsed", "a tenth of a token accepted", True, {ACCEPTED: "0+60x300"}),
     Case("DFlashAcceptanceCollapsed", "nothing accepted: the series never appears", True, {ACCEPTED: None}),
@@ -108,20 +110,20 @@ CASES = [
     Case("DFlashAcceptanceDropped", "from 2.5 to 1.4", True, {ACCEPTED: "0+900x240 216240+240x60"}, at="4h30m"),
     Case("DFlashAcceptanceDropped", "from 2.5 to 2.1", False, {ACCEPTED: "0+900x240 216660+660x60"}, at="4h30m"),
     Case("DFlashDrafterUnprofitable", "the best choice is not to draft", True, {UNPROFITABLE: "1x300"}),
-    Case("DFlashDrafterUnprofitable", "for ten minutes", False, {UNPROFITABLE: "0x49 1x10 0x200"}),
-    Case("DFlashSpeculationOff", "nearly all time without drafting", True, {AUTOREGRESSIVE: "0+50x300"}),
-    Case("DFlashSpeculationOff", "a third of the time", False, {AUTOREGRESSIVE: "0+20x300"}),
+    Case("DFlashDrafterUnprofitable", "for ten minutes", False, {UNPROFITABLE: "0x49 1x10 0x200"}, at="1h"),
+    Case("DFlashSpeculationOff", "nearly all time without drafting", True, {AUTOREGRESSIVE: "0+50x300"}, at="1h"),
+    Case("DFlashSpeculationOff", "a third of the time", False, {AUTOREGRESSIVE: "0+20x300"}, at="1h"),
     Case("DFlashReplicaSilent", "two healthy, one publishes", True, {SECOND_HEALTHY: "1x300"}),
     Case("DFlashReplicaSilent", "both publish", False, {SECOND_HEALTHY: "1x300", replica("r2"): "0x300"}),
     Case("DFlashQueueGrowing", "twenty wait", True, {WAITING: "20x300"}),
-    Case("DFlashQueueGrowing", "a burst of three minutes", False, {WAITING: "0x56 20x3 0x200"}),
+    Case("DFlashQueueGrowing", "a burst of three minutes", False, {WAITING: "0x56 20x3 0x200"}, at="1h"),
     Case("DFlashKvCacheFull", "full", True, {KV: "0.99x300"}),
     Case("DFlashKvCacheFull", "well used", False, {KV: "0.9x300"}),
     Case("DFlashRequestsShed", "one in ten", True, {requests("shed"): "0+11x300"}),
     Case("DFlashRequestsShed", "one in fifty", False, {requests("shed"): "0+2x300"}),
-    Case("DFlashSlowColdStart", "twenty minutes, just now", True, {STARTED: "_x30 1200x200"}),
+    Case("DFlashSlowColdStart", "twenty minutes, just now", True, {STARTED: "_x30 1200x200"}, at="1h"),
     Case("DFlashSlowColdStart", "twenty minutes, hours ago", False, {STARTED: "1200x300"}, at="3h"),
-    Case("DFlashSlowColdStart", "two minutes", False, {STARTED: "_x30 120x200"}),
+    Case("DFlashSlowColdStart", "two minutes", False, {STARTED: "_x30 120x200"}, at="1h"),
 ]
 
 

@@ -10,6 +10,8 @@ from dflash_serve.training.drafter import DFlashDrafter, DrafterConfig
 from dflash_serve.training.target import Target
 
 CPU = torch.device("cpu")
+# models this small gain nothing from threads, and on a busy machine wait long for them
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

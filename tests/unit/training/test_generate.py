@@ -26,14 +26,21 @@ def hugging_face(model: Any, prompt: list[int], max_new_tokens: int) -> list[int
     return out[0, len(prompt) :].tolist()
 
 
+@pytest.fixture(scope="module")
+def expected(llama: tuple[LlamaForCausalLM, Path]) -> dict[tuple[int, ...], list[int]]:
+    """Prompts and what transformers answers."""
+    torch.manual_seed(3)
+    prompts = [torch.randint(64, (n,)).tolist() for n in (1, 30, 4, 17, 16, 2, 9, 23, 5, 33, 12, 6)]
+    return {tuple(prompt): hugging_face(llama[0], prompt, 40) for prompt in prompts}
+
+
 @pytest.mark.parametrize("batch_size", [3, 64])
 def test_answers_are_those_of_transformers(
-    llama: tuple[LlamaForCausalLM, Path], target: Target, batch_size: int, monkeypatch: pytest.MonkeyPatch
+    target: Target, expected: dict[tuple[int, ...], list[int]], batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generate, "PREFILL_TOKENS", 48)  # several prefill passes a batch
     monkeypatch.setattr(generate, "COMPACT_BELOW", 1.0)  # finished sequences leave whenever it looks
-    torch.manual_seed(3)
-    prompts = [torch.randint(64, (n,)).tolist() for n in (1, 30, 4, 17, 16, 2, 9, 23, 5, 33, 12, 6)]
+    prompts = [list(prompt) for prompt in expected]
     answers, times = greedy(
         target,
         prompts,
@@ -42,11 +49,10 @@ def test_answers_are_those_of_transformers(
         pool=CachePool(target, 12 * 256),
         batch_size=batch_size,
     )
-    expected = [hugging_face(llama[0], prompt, 40) for prompt in prompts]
-    assert [a.tolist() for a in answers.tokens] == expected
-    assert answers.finished == [e[-1] == END for e in expected]
+    assert [a.tolist() for a in answers.tokens] == list(expected.values())
+    assert answers.finished == [answer[-1] == END for answer in expected.values()]
     assert 0 < sum(answers.finished) < len(prompts), "the example must hold finished and cut answers"
-    assert times.tokens == sum(map(len, expected))
+    assert times.tokens == sum(map(len, expected.values()))
 
 
 def test_a_batch_stops_when_enough_have_finished(target: Target) -> None:

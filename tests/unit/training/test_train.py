@@ -8,7 +8,7 @@ from dflash_serve.training.data import Corpus
 from dflash_serve.training.drafter import DFlashDrafter
 from dflash_serve.training.plot import plot
 from dflash_serve.training.target import Target
-from dflash_serve.training.train import Trainer, TrainSettings, learning_rate_scale, train
+from dflash_serve.training.train import Trainer, TrainReport, TrainSettings, learning_rate_scale, train
 from tests.unit.training.conftest import CPU
 
 
@@ -32,19 +32,25 @@ SETTINGS = TrainSettings(
 )
 
 
-def test_training_learns_and_writes_its_files(target: Target, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def trained(target: Target, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, TrainReport, Path]:
+    folder = tmp_path_factory.mktemp("trained")
     trainer = Trainer(target, counting_corpus(), SETTINGS)
-    report = train(trainer, tmp_path)
+    return trainer, train(trainer, folder), folder
+
+
+def test_training_learns_and_writes_its_files(trained: tuple[Trainer, TrainReport, Path], tmp_path: Path) -> None:
+    trainer, report, folder = trained
     assert report.finished
     assert report.steps == 120
-    lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 120
     assert lines[-1]["learning_rate"] < 1e-4
     assert lines[-1]["validation_acceptance_length"]["2"] > 2.4  # of 3
     assert lines[-1]["validation_acceptance_length"]["3"] > 3.0  # of 4
-    saved = DFlashDrafter.load(tmp_path / "drafter", CPU)
+    saved = DFlashDrafter.load(folder / "drafter", CPU)
     assert torch.equal(saved.fc.weight, trainer.drafter.fc.weight.bfloat16().float())
-    for path in plot(tmp_path / "train.jsonl", tmp_path):
+    for path in plot(folder / "train.jsonl", tmp_path):
         assert path.stat().st_size > 5000
 
 
@@ -70,9 +76,10 @@ def test_steps_are_the_same_whenever_they_are_taken(target: Target, tmp_path: Pa
     torch.testing.assert_close(once.drafter.fc.weight, twice.drafter.fc.weight, rtol=0, atol=1e-6)
 
 
-def test_training_begins_with_given_weights(target: Target, tmp_path: Path) -> None:
-    train(Trainer(target, counting_corpus(), SETTINGS), tmp_path / "first")
-    further = TrainSettings(**(vars(SETTINGS) | {"begin_with": str(tmp_path / "first" / "drafter"), "max_steps": 1}))
+def test_training_begins_with_given_weights(
+    target: Target, trained: tuple[Trainer, TrainReport, Path], tmp_path: Path
+) -> None:
+    further = TrainSettings(**(vars(SETTINGS) | {"begin_with": str(trained[2] / "drafter"), "max_steps": 1}))
     train(Trainer(target, counting_corpus(), further), tmp_path / "second")
     line = json.loads((tmp_path / "second" / "train.jsonl").read_text().splitlines()[-1])
     assert line["validation_acceptance_length"]["3"] > 3.0  # of 4, after a single step
