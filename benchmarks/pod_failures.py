@@ -65,8 +65,10 @@ class Incident:
     refused: int
     rejected: int
     lost: int
+    lost_by_proxy: int
+    """Of the lost ones, those that the surviving replica had, and that came in by the killed pod's proxy."""
     lost_outside: int
-    """Of the lost ones, those that had not to do with the pod that went away."""
+    """Of the lost ones, those that had nothing to do with the pod that went away."""
     truncated: int
     first_answer_seconds: float
     """From the incident to the next stream that began after it and ended well."""
@@ -382,8 +384,9 @@ def account(
     now, requests = time.monotonic(), load.since(moment)
     bad = [r for r in requests if r.outcome != "ok"]
     lost = [r for r in bad if r.outcome == "lost"]
-    # it went through the killed pod's proxy, or to its replica
-    touched = [r for r in lost if victim and (r.pod == victim.name or not (on_survivor and on_survivor(r)))]
+    # the others were on the killed replica, or on the way to it
+    elsewhere = [r for r in lost if victim is None or (on_survivor is not None and on_survivor(r))]
+    by_proxy = [r for r in elsewhere if victim is not None and r.pod == victim.name]
     fresh = [r.ended - moment for r in requests if r.outcome == "ok" and r.started >= moment]
     count = {name: sum(r.outcome == name for r in requests) for name in ("ok", "refused", "rejected", "truncated")}
     return Incident(
@@ -392,7 +395,8 @@ def account(
         refused=count["refused"],
         rejected=count["rejected"],
         lost=len(lost),
-        lost_outside=len(lost) - len(touched),
+        lost_by_proxy=len(by_proxy),
+        lost_outside=len(elsewhere) - len(by_proxy),
         truncated=count["truncated"],
         first_answer_seconds=round(min(fresh, default=float("inf")), 1),
         last_failure_seconds=round(max((r.ended - moment for r in bad), default=0.0), 1),
@@ -494,7 +498,8 @@ def table(result: dict[str, Any]) -> Table:
         "refused (never accepted)": "refused",
         "rejected": "rejected",
         "lost": "lost",
-        "lost, not by the killed pod": "lost_outside",
+        "of them by the killed pod's proxy alone": "lost_by_proxy",
+        "of them not by the killed pod": "lost_outside",
         "truncated": "truncated",
         "next answer after, s": "first_answer_seconds",
         "last failure after, s": "last_failure_seconds",
