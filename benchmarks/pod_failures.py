@@ -14,6 +14,7 @@ import math
 import os
 import re
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -90,13 +91,15 @@ def rendered() -> dict[str, Any]:
 
 
 def ray_start(group: dict[str, Any], *, head: bool) -> list[str]:
-    """The command that KubeRay 1.7 gives a Ray container (ray-operator/controllers/ray/common/pod.go)."""
+    """The command that KubeRay 1.7 gives a Ray container (ray-operator/controllers/ray/common/pod.go), as the shell of
+    the pod reads it."""
     parameters = {"metrics-export-port": "8080", **group["rayStartParams"]}
     limit = group["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
     parameters |= {"memory": str(int(limit[:-2]) * QUANTITIES[limit[-2:]]), "dashboard-agent-listen-port": "52365"}
     # the autoscaler runs in a container of its own, which is left out here
     where = ["--head", "--no-monitor"] if head else [f"--address={HEAD_SERVICE}:6379"]
-    return ["ray", "start", *where, "--block", *(f"--{name}={value}" for name, value in parameters.items())]
+    options = " ".join(f"--{name}={value}" for name, value in parameters.items())
+    return ["ray", "start", *where, "--block", *shlex.split(options)]
 
 
 def container_environment(group: dict[str, Any]) -> dict[str, str]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 CPU = "cpu"
 ANY_GPU = "gpu"
 """A GPU of whatever kind: for cards that Ray cannot name, or a cluster with one kind only."""
+NAMED_GPU = "accelerator_type:"
+"""How Ray's name of a node resource begins that tells the kind of its GPUs."""
 
 GPU_MEMORY_GB: dict[str, int | None] = {
     "A10G": 24,

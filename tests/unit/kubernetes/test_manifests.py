@@ -196,6 +196,7 @@ def test_one_gpu_of_the_right_kind_a_replica(name: str) -> None:
     limits, requests = (container(group)["resources"][key] for key in ("limits", "requests"))
     assert limits["nvidia.com/gpu"] == requests["nvidia.com/gpu"] == str(settings.hardware.gpus_per_replica)
     assert group["labels"] == {"ray.io/accelerator-type": settings.hardware.accelerator}
+    assert group["rayStartParams"]["num-gpus"] == str(settings.hardware.gpus_per_replica)
     terms = pod(group)["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     ((match,),) = (term["matchExpressions"] for term in terms["nodeSelectorTerms"])
     assert match["key"] == "nvidia.com/gpu.product"
