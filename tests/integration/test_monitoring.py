@@ -31,7 +31,7 @@ from dflash_serve.monitoring.prometheus import Prometheus, running
 from dflash_serve.monitoring.rules import ACCEPTANCE, RuleParameters
 from tests.integration.conftest import API_KEYS, TRAFFIC_CLASSES
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.prometheus]
 
 BAD_MODEL = "bad-drafter"
 EXPECTED_ALERT = f"DFlashAcceptanceCollapsed {BAD_MODEL}"
