@@ -14,7 +14,10 @@ def rendered() -> dict[str, str]:
     parameters = rules.read_parameters()
     files = {f"monitoring/rules/{name}": rules.render(content) for name, content in rules.groups(parameters).items()}
     files |= {f"monitoring/dashboards/{name}": content for name, content in dashboards.render().items()}
-    return files | {"docs/metrics.md": reference.render_metrics(), "docs/alerts.md": reference.render_alerts(parameters)}
+    return files | {
+        "docs/metrics.md": reference.render_metrics(),
+        "docs/alerts.md": reference.render_alerts(parameters),
+    }
 
 
 def main() -> None:

@@ -117,7 +117,7 @@ def test_alerts_link_to_where_the_runbooks_are_said_to_be(tmp_path: Path) -> Non
         for rule in rules
     )
     settings.write_text("runbook: x\n")
-    with pytest.raises(ValueError, match="no parameter runbook; there are .*runbooks"):
+    with pytest.raises(ValueError, match=r"no parameter runbook; there are .*runbooks"):
         read_parameters(settings)
 
 
