@@ -10,6 +10,7 @@ from typing import Any
 
 from dflash_serve.hardware import ANY_GPU, NAMED_GPU, Cluster
 from dflash_serve.models import DEFAULT_REVISION, Model
+from dflash_serve.preflight.checks import is_pinned
 from dflash_serve.settings import Settings, SettingsError, resolve
 from dflash_serve.settings.profiles import merge
 
@@ -58,6 +59,17 @@ def in_cluster(args: Mapping[str, Any]) -> dict[str, Any]:
 def models(args: Mapping[str, Any]) -> list[Model]:
     """What the volume must hold: the target, and the drafter where one is used."""
     return [model for model in _models(settings_of(args)).values() if model.on_hub or model.bundled]
+
+
+def unpinned(args: Mapping[str, Any]) -> list[str]:
+    """A line for each model of the volume that is not named by a commit: in the cluster it is a folder, and preflight
+    can no longer tell."""
+    return [
+        f"{role}_revision: {model.revision} is no commit, so what the volume gets depends on the day; pin it (40 hex "
+        "digits, on the model's page under Files, History)"
+        for role, model in _models(settings_of(args)).items()
+        if model.on_hub and not is_pinned(model.revision)
+    ]
 
 
 def overlay_patch(base: Mapping[str, Any], args: Mapping[str, Any], dump: Any) -> list[Operation]:

@@ -109,6 +109,19 @@ def test_ray_counts_what_one_replica_takes() -> None:
         serve.ray_start_parameters(serve.settings_of({"profile": "smollm2-cpu"}))
 
 
+def test_models_that_are_not_pinned_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "serve_config.yaml").write_text(yaml.safe_dump(CONFIG))
+    args = {"profile": "gemma4-31b-b300", "target_revision": "0" * 40, "drafter_revision": "main"}
+    for name, own in (("mine", args), ("demo", CPU)):
+        folder = tmp_path / "k8s" / "overlays" / name
+        folder.mkdir(parents=True)
+        (folder / "settings.yaml").write_text(yaml.safe_dump(own))
+    (tmp_path / "k8s" / "monitoring").mkdir()
+    assert main(tmp_path) == 0
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: k8s/overlays/mine/settings.yaml: drafter_revision: main is no commit")
+
+
 def test_a_wrong_setting_names_the_overlay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "serve_config.yaml").write_text(yaml.safe_dump(CONFIG))
     folder = tmp_path / "k8s" / "overlays" / "mine"
