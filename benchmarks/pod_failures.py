@@ -71,8 +71,10 @@ class Incident:
     lost_outside: int
     """Of the lost ones, those that had nothing to do with the pod that went away."""
     truncated: int
+    next_end_seconds: float
+    """From the incident to the next stream that ended well."""
     first_answer_seconds: float
-    """From the incident to the next stream that began after it and ended well."""
+    """From the incident to the end of the first stream that began after it and ended well."""
     last_failure_seconds: float
     """From the incident to the last request that did not end well; 0 when all did."""
     recovered_seconds: float
@@ -319,7 +321,10 @@ async def kill_worker(cluster: Cluster, load: Load) -> Incident:
     await until(_gone(cluster, victim), "the dead worker is out of the Service", 60)
     cluster.forget(victim)
     await until(lambda: whole(cluster), "two replicas again")
-    return account("worker killed", load, moment, lambda r: r.id in cluster.requests_seen_by(survivor), victim)
+    on_survivor = cluster.requests_seen_by(survivor)
+    if not on_survivor & {r.id for r in load.since(moment) if r.outcome == "ok"}:
+        raise RuntimeError(f"the log of {survivor.name} names no request: which replica had a lost one cannot be told")
+    return account("worker killed", load, moment, lambda r: r.id in on_survivor, victim)
 
 
 def _gone(cluster: Cluster, pod: Pod) -> Callable[[], Awaitable[bool]]:
@@ -401,6 +406,7 @@ def account(
         lost_by_proxy=len(by_proxy),
         lost_outside=len(elsewhere) - len(by_proxy),
         truncated=count["truncated"],
+        next_end_seconds=round(min((r.ended - moment for r in requests if r.outcome == "ok"), default=float("inf")), 1),
         first_answer_seconds=round(min(fresh, default=float("inf")), 1),
         last_failure_seconds=round(max((r.ended - moment for r in bad), default=0.0), 1),
         recovered_seconds=round(now - moment, 1),
@@ -504,7 +510,8 @@ def table(result: dict[str, Any]) -> Table:
         "of them by the killed pod's proxy alone": "lost_by_proxy",
         "of them not by the killed pod": "lost_outside",
         "truncated": "truncated",
-        "next answer after, s": "first_answer_seconds",
+        "next stream ended after, s": "next_end_seconds",
+        "first stream begun since ended after, s": "first_answer_seconds",
         "last failure after, s": "last_failure_seconds",
         "all as before after, s": "recovered_seconds",
     }

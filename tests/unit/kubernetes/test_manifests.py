@@ -150,11 +150,13 @@ def test_a_stopping_worker_lets_the_longest_stream_finish(name: str) -> None:
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_head_and_workers_agree_on_the_way_in(name: str) -> None:
-    from deployments.up import HIGH_THROUGHPUT
+    from deployments.up import HIGH_THROUGHPUT, SESSION
 
     service = service_of(name)
     assert environment(head(service)) == environment(workers(service))
     assert environment(head(service)).items() >= HIGH_THROUGHPUT.items()
+    buffered = "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE"
+    assert environment(head(service))[buffered] == SESSION[buffered]
     (port,) = (p["containerPort"] for p in container(workers(service))["ports"] if p["name"] == "serve")
     assert port == serve_config(service)["http_options"]["port"]
 

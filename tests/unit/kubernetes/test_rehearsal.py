@@ -53,7 +53,7 @@ def test_a_request_is_lost_outside_when_neither_its_proxy_nor_its_replica_was_ki
     found = account("killed", load, now, on_survivor, victim)
     assert (found.lost, found.lost_by_proxy, found.lost_outside) == (4, 1, 1)
     assert (found.refused, found.finished) == (1, 2)
-    assert found.first_answer_seconds == 4.0
+    assert (found.next_end_seconds, found.first_answer_seconds) == (0.5, 4.0)
     assert found.last_failure_seconds == 3.0
     assert len(found.words) == 4
     assert account("head", load, now).lost_outside == 4, "nothing of theirs was killed"
