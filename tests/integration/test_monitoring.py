@@ -8,7 +8,7 @@ import math
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,8 +159,11 @@ def value(prometheus: Prometheus, expression: str) -> float:
     return sample.value
 
 
-def test_a_bad_drafter_fires_the_acceptance_alert_and_a_good_one_does_not(observed: Observed) -> None:
-    print(f"fired, seconds after the load began: {observed.fired_seconds}")
+def test_a_bad_drafter_fires_the_acceptance_alert_and_a_good_one_does_not(
+    observed: Observed, record_property: Callable[[str, object], None]
+) -> None:
+    for alert, seconds in observed.fired_seconds.items():
+        record_property(f"{alert} fired after the load began, seconds", round(seconds))
     assert set(observed.fired_seconds) == {EXPECTED_ALERT}
     (bad,) = observed.prometheus.query(f'max_over_time({ACCEPTANCE}{{model="{BAD_MODEL}"}}[1m])')
     (good,) = observed.prometheus.query(f'min_over_time({ACCEPTANCE}{{model="{MODEL}"}}[1m])')
