@@ -39,7 +39,7 @@ def teach(target: Path, conversations: list[Conversation]) -> None:
     # for tensors this small a second thread only waits
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    tokenizer = AutoTokenizer.from_pretrained(target)
+    tokenizer: Any = AutoTokenizer.from_pretrained(target)
     # a token each, so that there is little to learn; the control tokens are there
     frame = [f"{role}\n" for role in ("system", "user", "model")]
     tokenizer.add_tokens([*frame, *(word for c in conversations for word in (c.question, *c.answer))])

@@ -162,8 +162,8 @@ def value(prometheus: Prometheus, expression: str) -> float:
 def test_a_bad_drafter_fires_the_acceptance_alert_and_a_good_one_does_not(
     observed: Observed, record_property: Callable[[str, object], None]
 ) -> None:
-    for alert, seconds in observed.fired_seconds.items():
-        record_property(f"{alert} fired after the load began, seconds", round(seconds))
+    for fired, seconds in observed.fired_seconds.items():
+        record_property(f"{fired} fired after the load began, seconds", round(seconds))
     assert set(observed.fired_seconds) == {EXPECTED_ALERT}
     (bad,) = observed.prometheus.query(f'max_over_time({ACCEPTANCE}{{model="{BAD_MODEL}"}}[1m])')
     (good,) = observed.prometheus.query(f'min_over_time({ACCEPTANCE}{{model="{MODEL}"}}[1m])')

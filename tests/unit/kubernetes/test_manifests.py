@@ -301,6 +301,31 @@ def test_the_gateway_passes_no_header_that_serve_obeys_and_no_larger_body_than_w
     assert listener["tls"]["mode"] == "Terminate"
 
 
+def test_the_parts_of_the_way_in_refer_to_each_other() -> None:
+    """Gateway API's own schemas are not among the definitions here; what hangs together is checked instead."""
+    resources = render("ingress")
+    gateway, route, policy = (one(resources, kind) for kind in ("Gateway", "HTTPRoute", "BackendTrafficPolicy"))
+    assert len(resources) == 3
+    (listener,), (parent,), (target,) = (
+        gateway["spec"]["listeners"],
+        route["spec"]["parentRefs"],
+        policy["spec"]["targetRefs"],
+    )
+    assert parent == {"name": gateway["metadata"]["name"], "sectionName": listener["name"]}
+    assert route["spec"]["hostnames"] == [listener["hostname"]]
+    assert target == {
+        "group": route["apiVersion"].partition("/")[0],
+        "kind": route["kind"],
+        "name": route["metadata"]["name"],
+    }
+    namespace = one(overlay("b300"), "RayService")["metadata"]["namespace"]
+    assert {r["metadata"]["namespace"] for r in resources} == {namespace}, "a route reaches Services of its namespace"
+    (port,) = (
+        p["port"] for p in one(overlay("b300"), "NetworkPolicy", "dflash-clients")["spec"]["ingress"][0]["ports"]
+    )
+    assert [ref["port"] for rule in route["spec"]["rules"] for ref in rule["backendRefs"]] == [port]
+
+
 def test_the_dockerfile_follows_the_rules() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     result = subprocess.run([hadolint, ROOT / "k8s" / "Dockerfile"], capture_output=True, text=True, check=False)
