@@ -51,7 +51,7 @@ to find in the prefix cache."""
 
 def prompts() -> list[tuple[str, str]]:
     """(task, prompt), the tasks taking turns."""
-    lines = (ROOT / "benchmarks" / "prompts.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    lines = (ROOT / "dflash_serve" / "bench" / "prompts.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
     by_task: dict[str, list[str]] = {}
     for item in map(json.loads, lines):
         by_task.setdefault(item["task"], []).append(item["prompt"])

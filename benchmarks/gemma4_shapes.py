@@ -15,13 +15,14 @@ CONTROL_TOKENS = (
 )
 """Gemma-4's, at ids of our own but for the first five."""
 
-CHAT_TEMPLATE = """{{ bos_token }}{% if enable_thinking %}<|turn>system
-<|think|><turn|>
+CHAT_TEMPLATE = """{{ bos_token }}{% if enable_thinking or tools %}<|turn>system
+{% if enable_thinking %}<|think|>{% endif %}{% for tool in tools or [] %}<|tool>declaration:{{ tool.function.name \
+}}<tool|>{% endfor %}<turn|>
 {% endif %}{% for message in messages %}<|turn>{{ 'model' if message.role == 'assistant' else message.role }}
 {{ message.content }}<turn|>
 {% endfor %}{% if add_generation_prompt %}<|turn>model
 {% endif %}"""
-"""As far as a text chat with and without thinking needs it."""
+"""As far as a text chat needs it, with and without thinking, and with the names of tools."""
 
 
 def target_config(*, tiny: bool) -> dict[str, Any]:

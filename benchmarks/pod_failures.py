@@ -14,6 +14,7 @@ import math
 import os
 import re
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -65,11 +66,15 @@ class Incident:
     refused: int
     rejected: int
     lost: int
+    lost_by_proxy: int
+    """Of the lost ones, those that the surviving replica had, and that came in by the killed pod's proxy."""
     lost_outside: int
-    """Of the lost ones, those that had not to do with the pod that went away."""
+    """Of the lost ones, those that had nothing to do with the pod that went away."""
     truncated: int
+    next_end_seconds: float
+    """From the incident to the next stream that ended well."""
     first_answer_seconds: float
-    """From the incident to the next stream that began after it and ended well."""
+    """From the incident to the end of the first stream that began after it and ended well."""
     last_failure_seconds: float
     """From the incident to the last request that did not end well; 0 when all did."""
     recovered_seconds: float
@@ -88,13 +93,15 @@ def rendered() -> dict[str, Any]:
 
 
 def ray_start(group: dict[str, Any], *, head: bool) -> list[str]:
-    """The command that KubeRay 1.7 gives a Ray container (ray-operator/controllers/ray/common/pod.go)."""
+    """The command that KubeRay 1.7 gives a Ray container (ray-operator/controllers/ray/common/pod.go), as the shell of
+    the pod reads it."""
     parameters = {"metrics-export-port": "8080", **group["rayStartParams"]}
     limit = group["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
     parameters |= {"memory": str(int(limit[:-2]) * QUANTITIES[limit[-2:]]), "dashboard-agent-listen-port": "52365"}
     # the autoscaler runs in a container of its own, which is left out here
     where = ["--head", "--no-monitor"] if head else [f"--address={HEAD_SERVICE}:6379"]
-    return ["ray", "start", *where, "--block", *(f"--{name}={value}" for name, value in parameters.items())]
+    options = " ".join(f"--{name}={value}" for name, value in parameters.items())
+    return ["ray", "start", *where, "--block", *shlex.split(options)]
 
 
 def container_environment(group: dict[str, Any]) -> dict[str, str]:
@@ -314,7 +321,10 @@ async def kill_worker(cluster: Cluster, load: Load) -> Incident:
     await until(_gone(cluster, victim), "the dead worker is out of the Service", 60)
     cluster.forget(victim)
     await until(lambda: whole(cluster), "two replicas again")
-    return account("worker killed", load, moment, lambda r: r.id in cluster.requests_seen_by(survivor), victim)
+    on_survivor = cluster.requests_seen_by(survivor)
+    if not on_survivor & {r.id for r in load.since(moment) if r.outcome == "ok"}:
+        raise RuntimeError(f"the log of {survivor.name} names no request: which replica had a lost one cannot be told")
+    return account("worker killed", load, moment, lambda r: r.id in on_survivor, victim)
 
 
 def _gone(cluster: Cluster, pod: Pod) -> Callable[[], Awaitable[bool]]:
@@ -382,8 +392,9 @@ def account(
     now, requests = time.monotonic(), load.since(moment)
     bad = [r for r in requests if r.outcome != "ok"]
     lost = [r for r in bad if r.outcome == "lost"]
-    # it went through the killed pod's proxy, or to its replica
-    touched = [r for r in lost if victim and (r.pod == victim.name or not (on_survivor and on_survivor(r)))]
+    # the others were on the killed replica, or on the way to it
+    elsewhere = [r for r in lost if victim is None or (on_survivor is not None and on_survivor(r))]
+    by_proxy = [r for r in elsewhere if victim is not None and r.pod == victim.name]
     fresh = [r.ended - moment for r in requests if r.outcome == "ok" and r.started >= moment]
     count = {name: sum(r.outcome == name for r in requests) for name in ("ok", "refused", "rejected", "truncated")}
     return Incident(
@@ -392,8 +403,10 @@ def account(
         refused=count["refused"],
         rejected=count["rejected"],
         lost=len(lost),
-        lost_outside=len(lost) - len(touched),
+        lost_by_proxy=len(by_proxy),
+        lost_outside=len(elsewhere) - len(by_proxy),
         truncated=count["truncated"],
+        next_end_seconds=round(min((r.ended - moment for r in requests if r.outcome == "ok"), default=float("inf")), 1),
         first_answer_seconds=round(min(fresh, default=float("inf")), 1),
         last_failure_seconds=round(max((r.ended - moment for r in bad), default=0.0), 1),
         recovered_seconds=round(now - moment, 1),
@@ -494,9 +507,11 @@ def table(result: dict[str, Any]) -> Table:
         "refused (never accepted)": "refused",
         "rejected": "rejected",
         "lost": "lost",
-        "lost, not by the killed pod": "lost_outside",
+        "of them by the killed pod's proxy alone": "lost_by_proxy",
+        "of them not by the killed pod": "lost_outside",
         "truncated": "truncated",
-        "next answer after, s": "first_answer_seconds",
+        "next stream ended after, s": "next_end_seconds",
+        "first stream begun since ended after, s": "first_answer_seconds",
         "last failure after, s": "last_failure_seconds",
         "all as before after, s": "recovered_seconds",
     }

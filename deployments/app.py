@@ -11,6 +11,7 @@ from ray import serve
 from ray.serve.deployment import Application
 
 from dflash_serve import preflight
+from dflash_serve.hardware import NAMED_GPU
 from dflash_serve.settings import (
     Cluster,
     Resolved,
@@ -25,7 +26,6 @@ from dflash_serve.settings import (
 logger = logging.getLogger("ray.serve")
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-NAMED_GPU = "accelerator_type:"
 
 
 def build(args: dict[str, Any]) -> Application:

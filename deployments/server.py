@@ -75,6 +75,7 @@ class DFlashServer(LLMServer):
         _log_beside_serve()
         if (library := preload_intel_openmp(os.environ)) is not None:
             logger.info("the engine runs with %s", library)
+        self._model_id = llm_config.model_id
         self._gateway_config = options.gateway_config()
         self._reports = itertools.count()
         self._gateway: Gateway | None = None
@@ -84,15 +85,13 @@ class DFlashServer(LLMServer):
         self._folder = tempfile.TemporaryDirectory(prefix="dflash-serve-")
         self._stats.draft_length_report = Path(self._folder.name) / "draft_length.json"
         os.environ[REPORT_VARIABLE] = str(self._stats.draft_length_report)
-        self._telemetry = Telemetry(llm_config.model_id, serve.get_replica_context().replica_id.unique_id)
+        self._telemetry = Telemetry(self._model_id, serve.get_replica_context().replica_id.unique_id)
         await super().__init__(with_local_models(llm_config))
         self._telemetry.start(lambda: self._stats, start_seconds=time.monotonic() - started)
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         app = await super().__serve_build_asgi_app__()
-        self._gateway = Gateway(
-            app, self._gateway_config, model_id=self._llm_config.model_id, observe=self._telemetry.observe
-        )
+        self._gateway = Gateway(app, self._gateway_config, model_id=self._model_id, observe=self._telemetry.observe)
         return self._gateway
 
     async def _start_engine(self) -> None:

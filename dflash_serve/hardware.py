@@ -8,6 +8,8 @@ from dataclasses import dataclass
 CPU = "cpu"
 ANY_GPU = "gpu"
 """A GPU of whatever kind: for cards that Ray cannot name, or a cluster with one kind only."""
+NAMED_GPU = "accelerator_type:"
+"""How Ray's name of a node resource begins that tells the kind of its GPUs."""
 
 GPU_MEMORY_GB: dict[str, int | None] = {
     "A10G": 24,
@@ -20,13 +22,14 @@ GPU_MEMORY_GB: dict[str, int | None] = {
     "GB300": 288,
     "H20": 96,
     "H100": 80,
-    "H200": 141,
+    "H200": 150,
     "L4": 24,
     "L40S": 48,
     "RTX-PRO-6000": 96,
 }
 """GPUs that can run bfloat16 attention kernels, by Ray's name (ray/util/accelerators/accelerators.py), and their
-memory; None where one name covers several sizes."""
+memory in GB of 10^9 bytes: an H200's as it was measured (139.8 GiB), the others' as their makers name them; None where
+one name covers several sizes."""
 
 ACCELERATORS = (CPU, ANY_GPU, *GPU_MEMORY_GB)
 

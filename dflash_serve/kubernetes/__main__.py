@@ -45,7 +45,7 @@ def generated(root: Path) -> dict[Path, str]:
     """Every generated file below `root`, the repository, and its text. Raises SettingsError naming the overlay."""
     config = yaml.safe_load((root / "serve_config.yaml").read_text())
     files = {}
-    for source in sorted((root / "k8s" / "overlays").glob("*/settings.yaml")):
+    for source in _overlays(root):
         args = yaml.safe_load(source.read_text())
         try:
             files[source.with_name("rayservice.generated.yaml")] = dump(serve.overlay_patch(config, args, dump))
@@ -58,6 +58,10 @@ def generated(root: Path) -> dict[Path, str]:
     files[folder / "rules.generated.yaml"] = _documents([monitoring.prometheus_rule(rules)] if rules else [])
     files[folder / "dashboards.generated.yaml"] = _documents(monitoring.dashboard_config_maps(dashboards))
     return {path: HEAD + text for path, text in files.items()}
+
+
+def _overlays(root: Path) -> list[Path]:
+    return sorted((root / "k8s" / "overlays").glob("*/settings.yaml"))
 
 
 def _found(root: Path, kind: str, pattern: str) -> list[Path]:
@@ -77,6 +81,9 @@ def main(root: Path) -> int:
     for path, text in files.items():
         path.write_text(text)
         print(path.relative_to(root))
+    for source in _overlays(root):
+        for line in serve.unpinned(yaml.safe_load(source.read_text())):
+            print(f"warning: {source.relative_to(root)}: {line}", file=sys.stderr)
     return 0
 
 

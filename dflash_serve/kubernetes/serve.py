@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dflash_serve.hardware import Cluster
+from dflash_serve.hardware import ANY_GPU, NAMED_GPU, Cluster
 from dflash_serve.models import DEFAULT_REVISION, Model
-from dflash_serve.settings import Settings, resolve
+from dflash_serve.preflight.checks import is_pinned
+from dflash_serve.settings import Settings, SettingsError, resolve
 from dflash_serve.settings.profiles import merge
 
 MODELS_FOLDER = Path("/models")
@@ -59,6 +61,17 @@ def models(args: Mapping[str, Any]) -> list[Model]:
     return [model for model in _models(settings_of(args)).values() if model.on_hub or model.bundled]
 
 
+def unpinned(args: Mapping[str, Any]) -> list[str]:
+    """A line for each model of the volume that is not named by a commit: in the cluster it is a folder, and preflight
+    can no longer tell."""
+    return [
+        f"{role}_revision: {model.revision} is no commit, so what the volume gets depends on the day; pin it (40 hex "
+        "digits, on the model's page under Files, History)"
+        for role, model in _models(settings_of(args)).items()
+        if model.on_hub and not is_pinned(model.revision)
+    ]
+
+
 def overlay_patch(base: Mapping[str, Any], args: Mapping[str, Any], dump: Any) -> list[Operation]:
     """What an overlay changes in the RayService.
 
@@ -83,14 +96,36 @@ def overlay_patch(base: Mapping[str, Any], args: Mapping[str, Any], dump: Any) -
         add(f"{group}/minReplicas", scaling.min_replicas),
         # one pod more than replicas: where a drained node's replica moves to, and a rolling update's extra one
         add(f"{group}/maxReplicas", scaling.max_replicas + 1),
-        # a replica takes all that Ray counts, so that a pod never gets two
-        add(f"{group}/rayStartParams/num-cpus", f"{settings.hardware.cpus_per_replica:g}"),
+        *(add(f"{group}/rayStartParams/{name}", value) for name, value in ray_start_parameters(settings).items()),
         add(f"{worker_pod}/terminationGracePeriodSeconds", drain_seconds + MARGIN_SECONDS),
         add(f"{worker_pod}/containers/0/lifecycle/preStop/exec/command", drain_command(drain_seconds)),
         add(f"{head_pod}/containers/0/env/-", haproxy),
         add(f"{worker_pod}/containers/0/env/-", haproxy),
         *(add(f"{pod}/initContainers/0/command", models_command("wait", args)) for pod in (head_pod, worker_pod)),
     ]
+
+
+def ray_start_parameters(settings: Settings) -> dict[str, str]:
+    """What Ray counts on a worker: what one replica takes, so that a pod never gets two.
+
+    Raises SettingsError when Ray cannot count it.
+    """
+    hardware = settings.hardware
+    if not float(hardware.cpus_per_replica).is_integer():
+        raise SettingsError(
+            [
+                f"hardware.cpus_per_replica: {hardware.cpus_per_replica:g} is not a whole number, and Ray counts whole "
+                "CPUs of a pod, all of which its replica takes: set 1 or more"
+            ]
+        )
+    parameters = {"num-cpus": str(int(hardware.cpus_per_replica))}
+    if not hardware.is_cpu and hardware.accelerator != ANY_GPU:
+        # Ray asks for a part of this with each GPU. A node that runs finds it by itself; the autoscaler reads here what
+        # one that does not run yet would have, and adds none where it is missing. Single quotes: the operator strips
+        # them and parses, the autoscaler cuts off one character at either end, and the pod's shell drops them.
+        resources = {NAMED_GPU + hardware.accelerator: 1}
+        parameters["resources"] = f"'{json.dumps(resources)}'"
+    return parameters
 
 
 def job_patch(args: Mapping[str, Any]) -> list[Operation]:

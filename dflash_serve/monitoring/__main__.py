@@ -11,12 +11,13 @@ ROOT = Path(__file__).parents[2]
 
 def rendered() -> dict[str, str]:
     """Path from the repository's root -> content of every file that is made here."""
-    files = {
-        f"monitoring/rules/{name}": rules.render(content)
-        for name, content in rules.groups(rules.RuleParameters()).items()
-    }
+    parameters = rules.read_parameters()
+    files = {f"monitoring/rules/{name}": rules.render(content) for name, content in rules.groups(parameters).items()}
     files |= {f"monitoring/dashboards/{name}": content for name, content in dashboards.render().items()}
-    return files | {"docs/metrics.md": reference.render_metrics(), "docs/alerts.md": reference.render_alerts()}
+    return files | {
+        "docs/metrics.md": reference.render_metrics(),
+        "docs/alerts.md": reference.render_alerts(parameters),
+    }
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from dflash_serve.monitoring import LATEST_SESSION
 from dflash_serve.monitoring.prometheus import DISCOVERY, Prometheus, PrometheusError, running
+from dflash_serve.monitoring.rules import read_parameters
 
 DASHBOARDS = Path(__file__).parents[2] / "monitoring" / "dashboards"
 GRAFANA_HOMES = (Path("/usr/share/grafana"), Path("/usr/local/share/grafana"))
@@ -39,7 +40,7 @@ def main() -> int:
     try:
         with (
             tempfile.TemporaryDirectory() as folder,
-            running(Path(folder), [discovery], port=options.port) as prometheus,
+            running(Path(folder), [discovery], parameters=read_parameters(), port=options.port) as prometheus,
         ):
             console.print(f"[green]Prometheus[/green] {prometheus.url}  (alerts: {prometheus.url}/alerts)")
             with _grafana(Path(folder), prometheus, options.grafana_port) as url:

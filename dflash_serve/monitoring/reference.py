@@ -64,7 +64,8 @@ _ALERTS_HEAD = """\
 <!-- Made by `python -m dflash_serve.monitoring`; a test compares. -->
 
 The rules are `monitoring/rules/alerts.yaml`; they start from `monitoring/rules/recording.yaml`, so load both. Each
-alert has its runbook here. Thresholds and times are `RuleParameters` in `dflash_serve/monitoring/rules.py`.
+alert has its runbook here. Thresholds and times are `RuleParameters` in `dflash_serve/monitoring/rules.py`, and
+`monitoring/settings.yaml` is laid over them; there, set where this page is found, and alerts will link to it.
 """
 
 
@@ -76,8 +77,7 @@ def render_metrics() -> str:
     return "\n".join(parts)
 
 
-def render_alerts() -> str:
-    parameters = RuleParameters()
+def render_alerts(parameters: RuleParameters) -> str:
     rows = ["| alert | severity | after | |", "|---|---|---|---|"]
     sections = []
     for alert in alerts(parameters):

@@ -1,12 +1,13 @@
 """Prometheus recording rules and alerts.
 
-`RuleParameters` holds every threshold and time; monitoring/rules/*.yaml are made with its defaults, a test of a minute
-with shorter ones.
+`RuleParameters` holds every threshold and time; monitoring/rules/*.yaml are made with its defaults and what
+monitoring/settings.yaml says, a test of a minute with shorter ones.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -50,7 +51,19 @@ class RuleParameters:
     start_alert_seconds: int = 3600
     """How long that is worth an alert."""
     runbooks: str = "docs/alerts.md"
-    """Where the runbooks are; an alert's name in lower case is its anchor there."""
+    """Path or URL of the runbooks; an alert's name in lower case is its anchor there."""
+
+
+SETTINGS = Path(__file__).parents[2] / "monitoring" / "settings.yaml"
+
+
+def read_parameters(path: Path = SETTINGS) -> RuleParameters:
+    """The defaults with what the file says. Raises ValueError for a name that is no parameter."""
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    known = [field.name for field in fields(RuleParameters)]
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(f"{path}: no parameter {', '.join(unknown)}; there are {', '.join(known)}")
+    return RuleParameters(**values)
 
 
 @dataclass(frozen=True)

@@ -105,8 +105,14 @@ def v1_reasons(settings: Settings, here: Surroundings) -> list[str]:
         return [] if here.runner.lower() in ("1", "true") else [f"VLLM_USE_V2_MODEL_RUNNER={here.runner}"]
     set_here = [f"engine.{name}" for name in _V1_ENGINE_ARGUMENTS if engine.get(name)]
     compilation = engine.get("compilation_config")
-    if isinstance(compilation, Mapping) and compilation.get("mode") in (1, "STOCK_TORCH_COMPILE"):
-        set_here.append("engine.compilation_config.mode")
+    if isinstance(compilation, Mapping):
+        if compilation.get("mode") in (1, "STOCK_TORCH_COMPILE"):
+            set_here.append("engine.compilation_config.mode")
+        passes = compilation.get("pass_config")
+        if isinstance(passes, Mapping) and settings.hardware.gpus_per_replica > 1:
+            # sequence parallelism, and what switches it on
+            names = [name for name in ("enable_sp", "fuse_gemm_comms") if passes.get(name)]
+            set_here += [f"engine.compilation_config.pass_config.{name}" for name in names]
     if here.has_logits_processors:
         set_here.append("an installed logits processor (entry point vllm.logits_processors)")
     return set_here
@@ -115,13 +121,18 @@ def v1_reasons(settings: Settings, here: Surroundings) -> list[str]:
 _V1_ENGINE_ARGUMENTS = ("logits_processors", "enable_dbo", "enable_elastic_ep", "kv_sharing_fast_prefill")
 
 
+def is_pinned(revision: str | None) -> bool:
+    """Whether it names one commit for good."""
+    return PINNED.fullmatch(revision or "") is not None
+
+
 def _pinned(settings: Settings) -> Iterator[Finding]:
     models = [("target", settings.target, settings.target_revision)]
     if settings.speculates and settings.drafter is not None:
         models.append(("drafter", settings.drafter, settings.drafter_revision))
     for name, model, revision in models:
         elsewhere = model.startswith(("/", ".", "~", demo.PREFIX)) or REMOTE.match(model)
-        if not elsewhere and not PINNED.fullmatch(revision or ""):
+        if not elsewhere and not is_pinned(revision):
             yield Finding(
                 "warning",
                 f"{name}_revision",

@@ -1,13 +1,16 @@
-"""More than one replica: scaling with load, and an engine killed under load."""
+"""More than one replica: scaling up and down under load, and an engine killed under load."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
+import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import openai
 import psutil
@@ -46,22 +49,46 @@ def engines(server: Server) -> list[psutil.Process]:
     return found
 
 
+def requests_in(log: Path) -> set[str]:
+    """Ids of the load's requests in a replica's log."""
+    return set(re.findall(r"fleet-\d+", log.read_text(errors="replace")))
+
+
+def log_of(engine: psutil.Process) -> Path:
+    """The log of the replica that the engine belongs to."""
+    for process in engine.parents():
+        for file in process.open_files():
+            if re.search(r"/serve/replica_.*DFlashServer.*\.log$", file.path):
+                return Path(file.path)
+    raise AssertionError(f"no replica among the parents of process {engine.pid}")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A request that did not end well."""
+
+    id: str
+    at: float
+    words: str
+
+
 @dataclass
 class Load:
-    """Streams, `width` at a time, until told to stop; no retries, so that every failure shows."""
+    """Streams, `width` at a time, until that is 0; no retries, so that every failure shows."""
 
     server: Server
     width: int
-    stop: bool = False
     finished: list[float] = field(default_factory=list)
-    failed: list[tuple[float, str]] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
     truncated: int = 0
 
     async def run(self) -> None:
         client = self.server.async_client(API_KEYS[0], timeout=120.0)
+        numbers = itertools.count()
 
-        async def worker() -> None:
-            while not self.stop:
+        async def worker(place: int) -> None:
+            while place < self.width:
+                request_id = f"fleet-{next(numbers)}"
                 try:
                     stream = await client.chat.completions.create(
                         model=MODEL,
@@ -69,6 +96,7 @@ class Load:
                         max_tokens=48,
                         stream=True,
                         extra_body={"ignore_eos": True},
+                        extra_headers={"x-request-id": request_id},
                     )
                     reason = None
                     async for chunk in stream:
@@ -78,10 +106,10 @@ class Load:
                     else:
                         self.finished.append(time.monotonic())
                 except (openai.APIError, OSError) as error:
-                    self.failed.append((time.monotonic(), repr(error)[:200]))
+                    self.failed.append(Failure(request_id, time.monotonic(), repr(error)[:200]))
                     await asyncio.sleep(0.5)
 
-        await asyncio.gather(*(worker() for _ in range(self.width)))
+        await asyncio.gather(*(worker(place) for place in range(self.width)))
 
 
 async def wait_for(server: Server, count: int, seconds: float = SCALE_SECONDS) -> float:
@@ -93,50 +121,62 @@ async def wait_for(server: Server, count: int, seconds: float = SCALE_SECONDS) -
     return time.monotonic() - started
 
 
-async def until_both_serve(load: Load, seconds: int = 90) -> None:
-    """Some more finished streams after the second engine came: it serves by then."""
-    before = len(load.finished)
-    for _ in range(2 * seconds):
-        if len(load.finished) >= before + 20:
-            return
-        await asyncio.sleep(0.5)
+async def until_more_finish(load: Load, count: int, seconds: float = 90) -> None:
+    """`count` more streams end well; after a second engine came, both serve by then."""
+    before, started = len(load.finished), time.monotonic()
+    while len(load.finished) < before + count:
+        assert time.monotonic() - started < seconds, f"{len(load.finished) - before} streams in {seconds} s"
+        await asyncio.sleep(0.2)
 
 
-async def test_scales_up_survives_a_killed_engine_and_scales_down(fleet: Server) -> None:
+async def test_scales_survives_a_killed_engine_and_drains(
+    fleet: Server, record_property: Callable[[str, object], None]
+) -> None:
     assert len(engines(fleet)) == 1
     load = Load(fleet, width=6)
     running = asyncio.create_task(load.run())
     try:
         up_seconds = await wait_for(fleet, 2)
-        await until_both_serve(load)
+        await until_more_finish(load, 20)
         assert load.failed == []
         assert load.truncated == 0
-        print(f"1 -> 2 engines {up_seconds:.0f} s after load began; {len(load.finished)} streams, none failed")
+        record_property("1 -> 2 engines under load, seconds", round(up_seconds))
 
         victim = engines(fleet)[0]
+        victims_log = log_of(victim)
         finished_before = len(load.finished)
         killed = time.monotonic()
         os.kill(victim.pid, signal.SIGKILL)
-        while len(load.finished) < finished_before + 6:
-            assert time.monotonic() - killed < 120, "nothing finished after the kill"
-            await asyncio.sleep(0.2)
+        await until_more_finish(load, 6, 120)
         replaced_seconds = await wait_for(fleet, 2)
-        await until_both_serve(load)
-        last_failure = max((at for at, _ in load.failed), default=killed) - killed
-        print(
-            f"engine killed under load: {len(load.failed)} streams failed, the last {last_failure:.1f} s after it; "
-            f"{len(load.finished) - finished_before} finished since; two engines again after {replaced_seconds:.0f} s"
-        )
+        await until_more_finish(load, 20)
+        finished_since = [at - killed for at in load.finished[finished_before:]]
+        last_failure = max((failure.at for failure in load.failed), default=killed) - killed
+        elsewhere = {
+            request_id
+            for log in victims_log.parent.glob("replica_*DFlashServer*.log")
+            if log != victims_log
+            for request_id in requests_in(log)
+        }
+        on_victim = requests_in(victims_log)
+        record_property("engine killed: streams that failed", len(load.failed))
+        record_property("engine killed: of them on its replica", len({f.id for f in load.failed} & on_victim))
+        record_property("engine killed: the next stream ended after, seconds", round(min(finished_since), 1))
+        record_property("engine killed: the last failure after, seconds", round(last_failure, 1))
+        record_property("engine killed: two engines again after, seconds", round(replaced_seconds))
         assert load.truncated == 0, "a stream of a dead engine must end with an error, not just end"
         assert last_failure < 20, load.failed
+        assert [f for f in load.failed if f.id in elsewhere] == [], "the other replica lost a request"
         # the streams of the killed engine, and what its replica was sent until the router knew
         assert len(load.failed) <= 2 * load.width, load.failed
+
+        # so little that one replica does: the other drains while requests go on
+        failures_before, load.width = len(load.failed), 2
+        down_seconds = await wait_for(fleet, 1)
+        await until_more_finish(load, 6)
+        record_property("2 -> 1 engine under load, seconds", round(down_seconds))
+        assert load.failed[failures_before:] == [], "scaling down must let requests end"
+        assert load.truncated == 0
     finally:
-        load.stop = True
+        load.width = 0
         await running
-    down_seconds = await wait_for(fleet, 1)
-    print(f"2 -> 1 engine {down_seconds:.0f} s after load ended")
-    answer = await fleet.async_client(API_KEYS[0]).chat.completions.create(
-        model=MODEL, messages=[{"role": "user", "content": "Hello"}], max_tokens=4
-    )
-    assert answer.choices[0].message

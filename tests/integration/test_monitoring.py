@@ -7,7 +7,7 @@ import json
 import math
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ from dflash_serve.monitoring.rules import ACCEPTANCE, VERIFICATIONS, RuleParamet
 from tests.integration.bad_drafter import shuffled_drafter
 from tests.integration.conftest import API_KEYS, TRAFFIC_CLASSES
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.prometheus]
 
 BAD_MODEL = "bad-drafter"
 EXPECTED_ALERT = f"DFlashAcceptanceCollapsed {BAD_MODEL}"
@@ -149,8 +149,11 @@ def value(prometheus: Prometheus, expression: str) -> float:
     return sample.value
 
 
-def test_a_bad_drafter_fires_the_acceptance_alert_and_a_good_one_does_not(observed: Observed) -> None:
-    print(f"fired, seconds after the load began: {observed.fired_seconds}")
+def test_a_bad_drafter_fires_the_acceptance_alert_and_a_good_one_does_not(
+    observed: Observed, record_property: Callable[[str, object], None]
+) -> None:
+    for fired, seconds in observed.fired_seconds.items():
+        record_property(f"{fired} fired after the load began, seconds", round(seconds))
     assert set(observed.fired_seconds) == {EXPECTED_ALERT}
     # as the alert has it: of a handful of verifications, as when the load begins, acceptance is chance
     busy = f"({ACCEPTANCE} and {VERIFICATIONS} > {RULES.min_verifications_per_second})[1m:2s]"

@@ -6,13 +6,15 @@ import asyncio
 import json
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
-from benchmarks.local_server import MODEL, Server
+from benchmarks.local_server import MODEL, Server, metrics_discovery
+from dflash_serve import metrics
 from tests.integration.conftest import API_KEYS
 
 pytestmark = pytest.mark.integration
@@ -24,6 +26,15 @@ COUNT: list[Any] = [{"role": "user", "content": "Count from 1 to 30, separated b
 @pytest.fixture
 def client(server: Server) -> openai.OpenAI:
     return server.client(API_KEYS[0])
+
+
+def test_it_answers_soon_after_it_was_started(
+    server: Server, client: openai.OpenAI, record_property: Callable[[str, object], None]
+) -> None:
+    # the target is 60 s on two cores that do nothing else, which a test machine cannot promise
+    record_property("`dflash-serve up` to the first healthy answer, seconds", round(server.start_seconds, 1))
+    assert server.start_seconds < 120
+    assert client.models.list().data
 
 
 def test_chat_says_what_was_accepted(client: openai.OpenAI) -> None:
@@ -123,10 +134,21 @@ async def test_too_many_at_once_get_429_in_openais_shape(server: Server) -> None
     assert set(statuses) == {200, 429}
 
 
-def test_a_disconnect_frees_the_engine(server: Server) -> None:
+def exported(server: Server, metric: metrics.Metric, label: str = "") -> float:
+    """A metric's sum over what Ray exports, every 10 s, with `label` among the labels; 0 when there is none."""
+    groups = json.loads(metrics_discovery(server).read_text())
+    texts = [httpx.get(f"http://{target}/metrics").text for group in groups for target in group["targets"]]
+    lines = [line for text in texts for line in text.splitlines() if line.startswith(f"{metric.exported_name}{{")]
+    return sum(float(line.rpartition(" ")[2]) for line in lines if label in line)
+
+
+def test_a_disconnect_frees_the_engine(server: Server, record_property: Callable[[str, object], None]) -> None:
+    left_before = exported(server, metrics.REQUESTS, 'outcome="disconnected"')
+    made_before = exported(server, metrics.VLLM_GENERATION_TOKENS)
     headers = {"authorization": f"Bearer {API_KEYS[0]}"}
     body = {"model": MODEL, "messages": COUNT, "max_tokens": 256, "stream": True, "ignore_eos": True}
-    for _ in range(12):  # as many as may run at once: were they not freed, the next request would get 429
+    streams = 12  # as many as may run at once: were they not freed, the next request would get 429
+    for _ in range(streams):
         with httpx.stream(
             "POST", f"{server.url}/v1/chat/completions", json=body, headers=headers, timeout=60
         ) as stream:
@@ -143,6 +165,18 @@ def test_a_disconnect_frees_the_engine(server: Server) -> None:
             break
         time.sleep(0.5)
     assert answer.status_code == 200, answer.text
+    # the engine, not only the gateway's count: it runs nothing, and made a small part of what was asked for
+    deadline = time.monotonic() + 30
+    while exported(server, metrics.REQUESTS, 'outcome="disconnected"') < left_before + streams:
+        assert time.monotonic() < deadline, "Ray exported no disconnects"
+        time.sleep(0.5)
+    deadline = time.monotonic() + 12
+    while exported(server, metrics.RUNNING_REQUESTS) > 0:
+        assert time.monotonic() < deadline, "the engine goes on with what nobody reads"
+        time.sleep(0.5)
+    made = exported(server, metrics.VLLM_GENERATION_TOKENS) - made_before
+    record_property("12 streams of 256 tokens left at once: tokens made", int(made))
+    assert made < streams * 256 / 2
 
 
 def test_a_wrong_key(server: Server) -> None:

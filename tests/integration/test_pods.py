@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -36,8 +37,12 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-def test_serving_goes_on_while_the_head_is_away(result: dict[str, Any]) -> None:
+def test_serving_goes_on_while_the_head_is_away(
+    result: dict[str, Any], record_property: Callable[[str, object], None]
+) -> None:
     (killed,) = result["incidents"]
+    record_property("head killed: streams that ended meanwhile", killed["finished"])
+    record_property("head killed: all as before after, seconds", killed["recovered_seconds"])
     assert killed["lost"] == killed["rejected"] == killed["refused"] == killed["truncated"] == 0, killed
     assert killed["finished"] > 0
     assert killed["recovered_seconds"] < RECOVERY_SECONDS

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_names_of_ray() -> None:
@@ -41,6 +46,47 @@ def test_server_hooks_of_ray() -> None:
     lines = [line.strip() for line in inspect.getsource(LLMServer._start_engine).splitlines()]
     assert lines[4:6] == ["await self.engine.start()", ""], "our override leaves out more than reports"
     assert lines[7].startswith("push_telemetry_report_for_all_models")
+
+
+def test_no_other_file_leans_on_a_private_name_of_ray() -> None:
+    for path in sorted((ROOT / "deployments").glob("*.py")):
+        if path.name != "_upstream.py":
+            assert not [name for name in imported_from_ray(path) if "._" in name], path.name
+
+
+def test_the_replica_shares_one_private_name_with_its_base() -> None:
+    """Another one shared would be leant on, or overwritten by chance."""
+    from deployments.server import DFlashServer
+
+    ours = private_names(DFlashServer)
+    rays = {name for base in DFlashServer.__mro__[1:-1] for name in private_names(base)}
+    assert {"_engine_cls", "_llm_config"} <= rays, "Ray's private names are found"
+    assert ours & rays == {"_start_engine"}
+
+
+def test_the_router_shares_no_private_name_with_its_base() -> None:
+    from deployments.routing import LoadAwareRouter
+
+    rays = {name for base in LoadAwareRouter.__mro__[1:-1] for name in private_names(base)}
+    assert "_replicas" in rays, "Ray's private names are found"
+    assert private_names(LoadAwareRouter) & rays == set()
+
+
+def private_names(cls: type) -> set[str]:
+    """Names with one underscore that the class defines, or uses of itself; Python's own left out."""
+    used = set(re.findall(r"\bself\.(_[a-z]\w*)", inspect.getsource(cls)))
+    return used | {name for name in vars(cls) if re.match(r"_[a-z]", name)} - {"_abc_impl", "_is_protocol"}
+
+
+def imported_from_ray(path: Path) -> list[str]:
+    """Full names of what the file imports from Ray."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "ray":
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names if alias.name.partition(".")[0] == "ray"]
+    return names
 
 
 def test_names_of_vllm() -> None:

@@ -150,11 +150,13 @@ def test_a_stopping_worker_lets_the_longest_stream_finish(name: str) -> None:
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_head_and_workers_agree_on_the_way_in(name: str) -> None:
-    from deployments.up import HIGH_THROUGHPUT
+    from deployments.up import HIGH_THROUGHPUT, SESSION
 
     service = service_of(name)
     assert environment(head(service)) == environment(workers(service))
     assert environment(head(service)).items() >= HIGH_THROUGHPUT.items()
+    buffered = "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE"
+    assert environment(head(service))[buffered] == SESSION[buffered]
     (port,) = (p["containerPort"] for p in container(workers(service))["ports"] if p["name"] == "serve")
     assert port == serve_config(service)["http_options"]["port"]
 
@@ -196,6 +198,7 @@ def test_one_gpu_of_the_right_kind_a_replica(name: str) -> None:
     limits, requests = (container(group)["resources"][key] for key in ("limits", "requests"))
     assert limits["nvidia.com/gpu"] == requests["nvidia.com/gpu"] == str(settings.hardware.gpus_per_replica)
     assert group["labels"] == {"ray.io/accelerator-type": settings.hardware.accelerator}
+    assert group["rayStartParams"]["num-gpus"] == str(settings.hardware.gpus_per_replica)
     terms = pod(group)["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     ((match,),) = (term["matchExpressions"] for term in terms["nodeSelectorTerms"])
     assert match["key"] == "nvidia.com/gpu.product"
@@ -296,6 +299,31 @@ def test_the_gateway_passes_no_header_that_serve_obeys_and_no_larger_body_than_w
     (listener,) = one(resources, "Gateway")["spec"]["listeners"]
     assert listener["protocol"] == "HTTPS"
     assert listener["tls"]["mode"] == "Terminate"
+
+
+def test_the_parts_of_the_way_in_refer_to_each_other() -> None:
+    """Gateway API's own schemas are not among the definitions here; what hangs together is checked instead."""
+    resources = render("ingress")
+    gateway, route, policy = (one(resources, kind) for kind in ("Gateway", "HTTPRoute", "BackendTrafficPolicy"))
+    assert len(resources) == 3
+    (listener,), (parent,), (target,) = (
+        gateway["spec"]["listeners"],
+        route["spec"]["parentRefs"],
+        policy["spec"]["targetRefs"],
+    )
+    assert parent == {"name": gateway["metadata"]["name"], "sectionName": listener["name"]}
+    assert route["spec"]["hostnames"] == [listener["hostname"]]
+    assert target == {
+        "group": route["apiVersion"].partition("/")[0],
+        "kind": route["kind"],
+        "name": route["metadata"]["name"],
+    }
+    namespace = one(overlay("b300"), "RayService")["metadata"]["namespace"]
+    assert {r["metadata"]["namespace"] for r in resources} == {namespace}, "a route reaches Services of its namespace"
+    (port,) = (
+        p["port"] for p in one(overlay("b300"), "NetworkPolicy", "dflash-clients")["spec"]["ingress"][0]["ports"]
+    )
+    assert [ref["port"] for rule in route["spec"]["rules"] for ref in rule["backendRefs"]] == [port]
 
 
 def test_the_dockerfile_follows_the_rules() -> None:

@@ -40,6 +40,7 @@ def test_a_request_is_lost_outside_when_neither_its_proxy_nor_its_replica_was_ki
 
     ended("before", "stays", "lost", started=-9, after=-5)
     ended("by its proxy", "gone", "lost", started=-1, after=1)
+    ended("by both", "gone", "lost", started=-1, after=1)
     ended("by its replica", "stays", "lost", started=-1, after=2)
     ended("elsewhere", "stays", "lost", started=-1, after=3)
     ended("at once", "gone", "refused", started=1, after=1)
@@ -47,11 +48,12 @@ def test_a_request_is_lost_outside_when_neither_its_proxy_nor_its_replica_was_ki
     ended("new", "stays", "ok", started=1, after=4)
 
     def on_survivor(request: Any) -> bool:
-        return bool(request.id == "elsewhere")
+        return request.id in ("elsewhere", "by its proxy")
 
     found = account("killed", load, now, on_survivor, victim)
-    assert (found.lost, found.lost_outside, found.refused, found.finished) == (3, 1, 1, 2)
-    assert found.first_answer_seconds == 4.0
+    assert (found.lost, found.lost_by_proxy, found.lost_outside) == (4, 1, 1)
+    assert (found.refused, found.finished) == (1, 2)
+    assert (found.next_end_seconds, found.first_answer_seconds) == (0.5, 4.0)
     assert found.last_failure_seconds == 3.0
     assert len(found.words) == 4
-    assert account("head", load, now).lost_outside == 3, "nothing of theirs was killed"
+    assert account("head", load, now).lost_outside == 4, "nothing of theirs was killed"

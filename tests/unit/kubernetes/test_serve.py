@@ -17,6 +17,7 @@ from dflash_serve.settings import SettingsError
 from tests.unit.kubernetes.rendered import OVERLAYS, ROOT, one, overlay, serve_config
 
 CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+CPU = {"profile": "smollm2-cpu", "hardware": {"cpus_per_replica": 1}}
 GEMMA = {"profile": "gemma4-31b-b300", "target_revision": "abc", "drafter_revision": "def"}
 
 
@@ -93,6 +94,32 @@ def test_times_follow_the_longest_stream() -> None:
     (drain,) = (value for path, value in patch.items() if path.endswith("preStop/exec/command"))
     assert drain == serve.drain_command(760)
     assert grace == 820
+
+
+def test_ray_counts_what_one_replica_takes() -> None:
+    def counted(**hardware: Any) -> dict[str, str]:
+        return serve.ray_start_parameters(serve.settings_of(GEMMA | {"hardware": hardware}))
+
+    kind = {"resources": """'{"accelerator_type:B300": 1}'"""}
+    assert counted() == {"num-cpus": "8"} | kind
+    assert counted(cpus_per_replica=16.0) == {"num-cpus": "16"} | kind
+    assert counted(accelerator="gpu") == {"num-cpus": "8"}, "a GPU of whatever kind has no name"
+    assert serve.ray_start_parameters(serve.settings_of(CPU)) == {"num-cpus": "1"}
+    with pytest.raises(SettingsError, match=r"hardware\.cpus_per_replica: 0\.5 is not a whole number"):
+        serve.ray_start_parameters(serve.settings_of({"profile": "smollm2-cpu"}))
+
+
+def test_models_that_are_not_pinned_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "serve_config.yaml").write_text(yaml.safe_dump(CONFIG))
+    args = {"profile": "gemma4-31b-b300", "target_revision": "0" * 40, "drafter_revision": "main"}
+    for name, own in (("mine", args), ("demo", CPU)):
+        folder = tmp_path / "k8s" / "overlays" / name
+        folder.mkdir(parents=True)
+        (folder / "settings.yaml").write_text(yaml.safe_dump(own))
+    (tmp_path / "k8s" / "monitoring").mkdir()
+    assert main(tmp_path) == 0
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: k8s/overlays/mine/settings.yaml: drafter_revision: main is no commit")
 
 
 def test_a_wrong_setting_names_the_overlay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from dflash_serve import metrics
 from dflash_serve.monitoring.__main__ import ROOT, rendered
-from dflash_serve.monitoring.rules import RuleParameters, alerts, duration, groups
+from dflash_serve.monitoring.rules import RuleParameters, alerts, duration, groups, read_parameters
 
 FILES = rendered()
 DASHBOARDS = {name: json.loads(text) for name, text in FILES.items() if name.endswith(".json")}
@@ -38,7 +38,7 @@ def test_the_committed_file_is_what_is_made(name: str) -> None:
 
 def test_nothing_else_lies_there() -> None:
     committed = {str(path.relative_to(ROOT)) for path in Path(ROOT, "monitoring").rglob("*") if path.is_file()}
-    assert committed == {name for name in FILES if name.startswith("monitoring/")}
+    assert committed == {name for name in FILES if name.startswith("monitoring/")} | {"monitoring/settings.yaml"}
 
 
 def test_every_metric_asked_for_is_in_the_catalogue() -> None:
@@ -103,6 +103,21 @@ def test_every_alert_says_what_it_is_and_what_to_do() -> None:
         assert alert.mend
         assert f"\n## {alert.name}\n" in text
         assert alert.rule("x")["annotations"]["runbook_url"] == f"x#{alert.name.lower()}"
+
+
+def test_alerts_link_to_where_the_runbooks_are_said_to_be(tmp_path: Path) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("runbooks: https://git.example.com/docs/alerts.md\nkv_cache_for_seconds: 60\n")
+    parameters = read_parameters(settings)
+    assert parameters == RuleParameters(runbooks="https://git.example.com/docs/alerts.md", kv_cache_for_seconds=60)
+    rules = [rule for group in groups(parameters)["alerts.yaml"]["groups"] for rule in group["rules"]]
+    assert all(
+        rule["annotations"]["runbook_url"] == f"https://git.example.com/docs/alerts.md#{rule['alert'].lower()}"
+        for rule in rules
+    )
+    settings.write_text("runbook: x\n")
+    with pytest.raises(ValueError, match=r"no parameter runbook; there are .*runbooks"):
+        read_parameters(settings)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (90, "90s"), (300, "5m"), (3600, "1h"), (86400, "1d")])

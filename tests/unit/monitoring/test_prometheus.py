@@ -14,6 +14,7 @@ from dflash_serve.monitoring.prometheus import PrometheusError, configuration, p
 from dflash_serve.monitoring.rules import RuleParameters
 
 
+@pytest.mark.prometheus
 def test_promtool_accepts_the_configuration(tmp_path: Path) -> None:
     discovery = tmp_path / "discovery.json"
     discovery.write_text("[]")
@@ -24,6 +25,7 @@ def test_promtool_accepts_the_configuration(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.prometheus
 def test_a_prometheus_of_our_own_answers_and_says_what_is_wrong(tmp_path: Path) -> None:
     with running(tmp_path, [tmp_path / "none.json"]) as prometheus:
         (sample,) = prometheus.query("vector(2)")

@@ -155,11 +155,13 @@ def promtool(folder: Path, tests: list[dict[str, Any]]) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
+@pytest.mark.prometheus
 def test_alerts_fire_above_their_thresholds_and_not_below(tmp_path: Path) -> None:
     result = promtool(tmp_path, [promtool_test(case) for case in CASES])
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.prometheus
 def test_a_wrong_expectation_is_noticed(tmp_path: Path) -> None:
     """That the test above can fail."""
     wrong = Case("DFlashKvCacheFull", "full", False, {KV: "0.99x300"})
@@ -171,6 +173,7 @@ def test_every_alert_has_a_case_of_either_kind(fires: bool) -> None:
     assert {alert.name for alert in alerts(RuleParameters())} == {case.alert for case in CASES if case.fires is fires}
 
 
+@pytest.mark.prometheus
 def test_a_healthy_fleet_fires_nothing_and_recordings_say_what_is_so(tmp_path: Path) -> None:
     expected = {
         'model:dflash_acceptance_length:rate{model="m"}': 2.5,
@@ -194,6 +197,7 @@ def test_a_healthy_fleet_fires_nothing_and_recordings_say_what_is_so(tmp_path: P
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.prometheus
 def test_texts_name_the_model_and_the_figure(tmp_path: Path) -> None:
     test = promtool_test(Case("DFlashAcceptanceCollapsed", "texts", True, {ACCEPTED: "0+60x300"}))
     test["alert_rule_test"] = [

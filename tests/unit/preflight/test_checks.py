@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 
 from benchmarks.gemma4_shapes import drafter_config, target_config
+from dflash_serve.hardware import GPU_MEMORY_GB
 from dflash_serve.preflight.checks import NON_CAUSAL_BACKENDS, Finding, Surroundings, check, v1_reasons
-from dflash_serve.preflight.memory import Estimate, Fit
+from dflash_serve.preflight.memory import Estimate, Fit, estimate
 from dflash_serve.settings import Cluster, Settings, resolve
 
 TARGET, DRAFTER = target_config(tiny=False), drafter_config(tiny=False)
 PINNED = {"target_revision": "0" * 40, "drafter_revision": "f" * 40}
+SEQUENCE_PARALLEL = {"compilation_config": {"pass_config": {"enable_sp": True, "fuse_gemm_comms": False}}}
 HERE = Surroundings(
     has_vllm=True,
     plugin_installed=True,
@@ -111,6 +113,12 @@ def test_mixed_layers_need_the_v2_runner() -> None:
         (gemma(engine={"enable_dbo": True}), HERE, ["engine.enable_dbo"]),
         (gemma(engine={"logits_processors": ["a:b"]}), HERE, ["engine.logits_processors"]),
         (gemma(engine={"compilation_config": {"mode": 1}}), HERE, ["engine.compilation_config.mode"]),
+        (gemma(engine=SEQUENCE_PARALLEL), HERE, []),
+        (
+            gemma(engine=SEQUENCE_PARALLEL, hardware={"gpus_per_replica": 2}),
+            HERE,
+            ["engine.compilation_config.pass_config.enable_sp"],
+        ),
         (
             gemma(),
             here(has_logits_processors=True),
@@ -179,6 +187,18 @@ def test_memory() -> None:
     for missing_bytes, severity in ((10**9, "warning"), (2 * 10**10, "error")):
         none = only(check(gemma(), TARGET, DRAFTER, HERE, estimate_of(0, missing_bytes=missing_bytes)))
         assert (none.severity, none.field) == (severity, "engine.max_model_len")
+
+
+@pytest.mark.parametrize("profile", ["gemma4-31b-b200", "gemma4-31b-b300", "gemma4-31b-h200"])
+def test_no_more_requests_at_once_than_fit_by_our_own_estimate(profile: str) -> None:
+    settings = resolve({"profile": profile} | PINNED, Cluster(cpus=1, gpus={})).settings
+    size_gb = GPU_MEMORY_GB[settings.hardware.accelerator]
+    assert size_gb is not None
+    memory = estimate(settings, TARGET, DRAFTER, size_gb * 10**9)
+    assert check(settings, TARGET, DRAFTER, HERE, memory) == []
+    assert settings.engine["max_num_seqs"] == settings.limits.max_concurrent_requests
+    # above that Serve starts another replica, so the limit must leave room for a burst meanwhile
+    assert settings.limits.max_concurrent_requests > settings.autoscaling.target_ongoing_requests
 
 
 def test_vllms_backends_with_non_causal_attention() -> None:
