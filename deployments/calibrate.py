@@ -67,6 +67,8 @@ def _settings(config_path: Path, profile: str | None) -> Settings:
     if not applications:
         raise ValueError(f"{config_path} has no application with import_path deployments.app:build; name one")
     args = applications[0].args | ({"profile": profile} if profile else {})
+    if args.get("profile", "auto") == "auto" and _has_gpu():
+        raise ValueError("--profile: name it; which one `auto` would take on this machine is known to Ray alone")
     cluster = Cluster(cpus=os.cpu_count() or 1, gpus={})
     stated = check(args, http_host=config.http_options.host, cluster=cluster).settings
     if not stated.speculates:
@@ -139,6 +141,12 @@ def _hardware(settings: Settings) -> str:
     return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else settings.hardware.accelerator
 
 
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _show(costs: StepCosts, choices: Sequence[int]) -> None:
     table = Table("requests", *(f"K = {count}" for count in costs.draft_tokens), title="ms a step")
     for requests, row in zip(costs.requests, costs.seconds, strict=True):
@@ -152,7 +160,7 @@ def _write(costs: StepCosts, choices: Sequence[int], out: Path) -> list[Path]:
     from dflash_serve.speculation.draw import draw
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    paths = [out.with_suffix(suffix) for suffix in (".json", ".yaml", ".png", ".svg")]
+    paths = [Path(f"{out}{suffix}") for suffix in (".json", ".yaml", ".png", ".svg")]
     paths[0].write_text(json.dumps(costs.to_json(), indent=1) + "\n")
     fragment: dict[str, Any] = {
         "speculation": {

@@ -67,7 +67,7 @@ def _add(engine: Any, requests: int, count: int, steps: int, turn: int) -> list[
     numbers = random.Random(requests)
     # as many tokens as the steps can give if all drafts are accepted
     longest = engine.model_config.max_model_len - PROMPT_TOKENS - 1
-    most = min((steps + WARM_UP_STEPS + 8) * (count + 1), longest)
+    most = max(min((steps + WARM_UP_STEPS + 8) * (count + 1), longest), 1)
     sampling = SamplingParams(temperature=0, max_tokens=most, ignore_eos=True, detokenize=False)
     names = []
     for index in range(requests):

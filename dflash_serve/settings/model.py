@@ -32,8 +32,8 @@ class Speculation(_Section):
     """Most draft tokens (K) that a verification checks; at most the drafter's `block_size` - 1."""
 
     draft_token_choices: list[int] | None = Field(default=None, min_length=1)
-    """Adaptive: the K to choose from, rising; 0 leaves the drafter out, and `max_draft_tokens` stands for all above it.
-    Each K has CUDA graphs of its own: name few. Null: a spread from 0 to `max_draft_tokens`."""
+    """Adaptive: the K to choose from, rising; 0 leaves the drafter out. `max_draft_tokens` is always among them, and
+    nothing above it. Each K has CUDA graphs of its own: name few. Null: a spread from 0 to `max_draft_tokens`."""
 
     step_costs: str | None = None
     """Adaptive: what an engine step takes, to begin with: the name of a bundled surface, or the path of a file that

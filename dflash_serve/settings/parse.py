@@ -96,6 +96,9 @@ def parse(values: Mapping[str, Any]) -> Settings:
     if not isinstance(settings.engine.get("override_generation_config", {}), Mapping):
         # limits.max_output_tokens goes into it
         problems.append("engine.override_generation_config: must be a mapping of generation settings; mend it")
+    if not isinstance(settings.engine.get("additional_config", {}), Mapping):
+        # so do the draft lengths
+        problems.append("engine.additional_config: must be a mapping; mend it")
     problems += [
         f"{name}: adaptive speculation sets it; set speculation.mode: fixed, or leave it out"
         for name in OWNED_WHEN_ADAPTIVE

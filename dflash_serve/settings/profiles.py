@@ -21,6 +21,8 @@ AUTO = "auto"
 DEFAULTS = "defaults"
 BOUND_TO_TARGET = ("model_id", "target_revision", "drafter", "drafter_revision")
 """What a profile says of its own target, and what is wrong for another one."""
+MEASURED_WITH_TARGET = ("step_costs", "draft_token_choices")
+"""The same under `speculation`."""
 SECTIONS = frozenset(
     name for name, field in Settings.model_fields.items() if not field.is_required() and field.default is not None
 )
@@ -147,6 +149,8 @@ def _lay_over(profile: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, A
     if own.get("target", base.get("target")) != base.get("target"):
         for name in BOUND_TO_TARGET:
             base.pop(name, None)
+        if isinstance(base.get("speculation"), Mapping):
+            base["speculation"] = {k: v for k, v in base["speculation"].items() if k not in MEASURED_WITH_TARGET}
     elif own.get("drafter", base.get("drafter")) != base.get("drafter"):
         base.pop("drafter_revision", None)
     # a section whose lines are all commented out reads as null

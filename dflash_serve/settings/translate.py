@@ -83,8 +83,7 @@ def adaptive_config(settings: Settings) -> AdaptiveConfig:
     speculation = settings.speculation
     most = speculation.max_draft_tokens
     stated = speculation.draft_token_choices or default_choices(most)
-    # a profile's choices under a smaller limit of one's own end with that limit
-    choices = stated if stated[-1] <= most else sorted({*(count for count in stated if count < most), most})
+    choices = sorted({*(count for count in stated if count < most), most})
     return AdaptiveConfig(
         tuple(choices),
         step_cost.load(speculation.step_costs or step_cost.GENERIC),
@@ -107,7 +106,7 @@ def speculative_config(settings: Settings) -> dict[str, Any]:
         most = settings.engine.get("max_num_seqs", DEFAULT_MAX_NUM_SEQS)
         config |= {
             "num_speculative_tokens": choices[-1],
-            "num_speculative_tokens_per_batch_size": batch_size_schedule(choices, most),
+            "num_speculative_tokens_per_batch_size": batch_size_schedule(choices, max(most, 1)),
         }
     return {name: value for name, value in config.items() if value is not None} | speculation.options
 

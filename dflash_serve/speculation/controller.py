@@ -74,7 +74,7 @@ class DraftLengthController:
         self.acceptance = estimate or AcceptanceEstimate(self.choices[-1])
         self.totals = Totals()
         self._exploration = exploration
-        self._budget_seconds = FIRST_BUDGET_SECONDS
+        self._budget_seconds = FIRST_BUDGET_SECONDS if exploration else 0.0
         self._chosen = len(self.choices) - 1
         self._trial: int | None = None
         self._trial_steps_left = 0
@@ -158,11 +158,9 @@ class DraftLengthController:
         totals.realised_tokens += requests - verified
         self.acceptance.observe(outcomes, since_last)
         self._budget_seconds = min(self._budget_seconds + self._exploration * since_last, LARGEST_BUDGET_SECONDS)
-        if seconds is None:
-            return
         if draft_tokens == 0:
-            totals.autoregressive_seconds += seconds
-        if steady:
+            totals.autoregressive_seconds += since_last
+        if seconds is not None and steady:
             self.costs.observe(requests, draft_tokens, seconds)
 
     def report(self) -> dict[str, Any]:

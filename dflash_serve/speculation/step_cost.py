@@ -156,6 +156,13 @@ WIDTH_DRAFT = 0.75
 """Reach of what a step says of other cells, in doublings of requests and of tokens a request."""
 OUTLIER = 0.5
 """A step off by more than this (in logarithm) from a known cell counts as off by this: a pause, not a cost."""
+SURPRISE = 1.0
+"""The same for the first steps of a cell, once others are known."""
+FEW, SOME = 3, 8
+"""Steps of a cell that make it known, and of all cells that say what to expect of a new one."""
+AGE = 0.99
+"""What a step counts after each later one: what was measured in a slow phase, at loads or K that are not run now, must
+not rule them out for ever."""
 LARGEST_REQUESTS = 1024
 
 
@@ -203,16 +210,21 @@ class StepCostModel:
         if column is None or seconds <= 0:
             return
         cell = self._start(requests) + column
-        off = math.log(seconds / float(self._prior_row(requests)[column]))
+        prior = float(self._prior_row(requests)[column])
+        off = math.log(seconds / prior)
         count = float(self._count[cell])
-        if count >= 3:
+        if count >= FEW:
             expected = float(self._residual[cell])
             error = abs(math.exp(off - expected) - 1)
             self.error_ratio = (
                 error if self.error_ratio is None else self.error_ratio + 0.05 * (error - self.error_ratio)
             )
             off = min(max(off, expected - OUTLIER), expected + OUTLIER)
-        self._count[cell] = count = min(count + 1, CAP)
+        elif self._count.sum() >= SOME:
+            expected = math.log(float(self.predict(requests)[column]) / prior)
+            off = min(max(off, expected - SURPRISE), expected + SURPRISE)
+        self._count *= AGE
+        self._count[cell] = count = min(count * AGE + 1, CAP)
         self._residual[cell] += (off - self._residual[cell]) / count
 
     def steps_seen(self, requests: int, draft_tokens: int) -> float:

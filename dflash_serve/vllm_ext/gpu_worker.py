@@ -61,7 +61,6 @@ class SkipsDrafting:
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         speculator = getattr(self.model_runner, "speculator", None)
         if isinstance(speculator, SkippingSpeculator):
-            # a step without tokens comes with 0, and drafts nothing
             speculator.draft_is_wanted = scheduler_output.num_spec_tokens_to_schedule > 0
         return super().execute_model(scheduler_output)  # type: ignore[misc]
 

@@ -53,6 +53,7 @@ class AdaptiveScheduler(Scheduler):
         self._steps: dict[int, tuple[float, int]] = {}
         self._schedule_began = 0.0
         self._last_output = 0.0
+        self._last_was_uniform = False
         self._next_draft_tokens = self.num_spec_tokens
         report = os.environ.get(REPORT_VARIABLE)
         self._report_to = Path(report) if report else None
@@ -84,6 +85,12 @@ class AdaptiveScheduler(Scheduler):
         if step is not None:
             self._observe(scheduler_output, model_runner_output, *step)
         result: dict[int, EngineCoreOutputs] = super().update_from_output(scheduler_output, model_runner_output)
+        now = time.monotonic()
+        if self._report_to is not None and (
+            now - self._reported >= REPORT_SECONDS or not self.has_unfinished_requests()
+        ):
+            self._reported = now
+            write_report(self._report_to, self.draft_length.report())
         return result
 
     def _observe(self, scheduled: SchedulerOutput, output: ModelRunnerOutput, began: float, draft_tokens: int) -> None:
@@ -96,15 +103,15 @@ class AdaptiveScheduler(Scheduler):
         uniform = scheduled.total_num_scheduled_tokens == requests * (1 + draft_tokens) and (
             draft_tokens == 0 or len(drafts) == requests
         )
+        # when steps overlap, what a prefill step leaves to the drafter is still done as the next one begins
+        clean = uniform and (self._last_was_uniform or not isinstance(self, AsyncScheduler))
+        self._last_was_uniform = uniform
         if decoded:
-            running, alone = (requests, seconds) if uniform else (decoded, None)
+            running, alone = (requests if uniform else decoded), (seconds if clean else None)
             steady = draft_tokens == scheduled.num_spec_tokens_to_schedule
             self.draft_length.observe(running, draft_tokens, outcomes, alone, since_last=seconds, steady=steady)
             if self.on_step is not None:
                 self.on_step(running, draft_tokens, alone, steady)
-        if self._report_to is not None and now - self._reported >= REPORT_SECONDS:
-            self._reported = now
-            write_report(self._report_to, self.draft_length.report())
 
 
 class AdaptiveAsyncScheduler(AdaptiveScheduler, AsyncScheduler):
@@ -121,7 +128,8 @@ def count_outcomes(
 
     Args:
         drafts: Draft tokens that the step verified, by request.
-        invalid: Of those, how many at the end a grammar ruled out before the target saw them.
+        invalid: Of those, how many at the end a grammar ruled out before the target saw them. The first of them is
+            as wrong as one that the target rejects; of those after it nothing is known.
         draft_tokens: Most that were chosen; a request with more got zeros in place of a draft near the context's end.
     """
     sampled = output.sampled_token_ids
@@ -135,8 +143,8 @@ def count_outcomes(
             continue
         decoded += 1
         verified = len(drafts.get(request, ()))
-        if invalid and verified:
-            verified -= invalid.get(request, 0)
+        if invalid and (ruled_out := invalid.get(request, 0)):
+            verified -= ruled_out - 1
         if 0 < verified <= draft_tokens:
             outcome = (verified, min(generated - 1, verified))
             outcomes[outcome] = outcomes.get(outcome, 0) + 1

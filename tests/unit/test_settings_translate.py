@@ -16,6 +16,7 @@ from dflash_serve.settings import (
     profile_names,
     resolve,
 )
+from dflash_serve.speculation.config import batch_size_schedule
 
 SOURCE = Path(__file__).resolve().parents[2]
 
@@ -58,7 +59,7 @@ def test_gemma_as_its_drafters_card_runs_it(accelerator: str) -> None:
         "model": "z-lab/gemma-4-31B-it-DFlash",
         "revision": "abc",
         "num_speculative_tokens": 15,
-        "num_speculative_tokens_per_batch_size": engine["speculative_config"]["num_speculative_tokens_per_batch_size"],
+        "num_speculative_tokens_per_batch_size": batch_size_schedule((0, 1, 3, 5, 7, 15), engine["max_num_seqs"]),
         "attention_backend": "FLASH_ATTN",
     }
     assert not any(name.startswith(("VLLM_CPU", "OMP")) for name in kwargs["runtime_env"]["env_vars"])

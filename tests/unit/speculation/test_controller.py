@@ -61,6 +61,21 @@ def test_traffic_that_changes_is_followed_within_two_seconds() -> None:
     assert engine.controller.draft_tokens == 3
 
 
+@pytest.mark.parametrize(("requests", "before"), [(128, BROKEN), (32, CHAT)])
+def test_a_slow_phase_of_the_machine_is_not_held_against_a_k_for_ever(requests: int, before: float) -> None:
+    """Steps 1.6 times as long for 20 s, measured at what ran then; what did not run then must not stay the better."""
+    slow = StepCosts(H200.requests, H200.draft_tokens, tuple(tuple(1.6 * s for s in row) for row in H200.seconds))
+    engine = engine_of(DraftLengthController((0, 1, 3, 5, 7, 15), H200))
+    engine.costs = slow
+    run(engine, requests, before, 10)
+    run(engine, requests, MATHS, 10)
+    engine.costs = H200
+    engine._best.clear()
+    run(engine, requests, CHAT, 10)
+    run(engine, requests, MATHS, 10)
+    assert regret(run(engine, requests, MATHS, 10)) < 0.05
+
+
 def test_load_that_changes_is_answered_at_once() -> None:
     engine = engine_of(DraftLengthController(default_choices(15), H200))
     run(engine, 1, MATHS, 3)
@@ -71,7 +86,6 @@ def test_load_that_changes_is_answered_at_once() -> None:
 
 def test_without_exploration_nothing_is_tried() -> None:
     controller = DraftLengthController((0, 3, 7, 15), H200, exploration=0.0)
-    controller._budget_seconds = 0.0
     engine = engine_of(controller)
     run(engine, 32, MATHS, 3)
     assert controller.totals.trial_steps == 0

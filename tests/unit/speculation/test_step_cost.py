@@ -93,7 +93,7 @@ def test_a_load_never_seen_is_judged_by_its_neighbours() -> None:
     for _ in range(10):
         model.observe(4, 3, 3 * GRID.step_seconds(4, 3))
     assert model.predict(5)[1] == pytest.approx(3 * GRID.step_seconds(5, 3), rel=0.15)
-    assert model.steps_seen(4, 3) == 10
+    assert model.steps_seen(4, 3) == pytest.approx(10, abs=0.5)  # each counts a little less after each later one
     assert model.steps_seen(5, 3) == 0
 
 
