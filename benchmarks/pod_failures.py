@@ -62,7 +62,8 @@ class Incident:
 
     what: str
     finished: int
-    """Streams that ended well from the incident to the recovery."""
+    """Streams that ended well from the incident to the recovery, and a while after it: what comes back may fail once
+    more."""
     refused: int
     rejected: int
     lost: int
@@ -321,10 +322,11 @@ async def kill_worker(cluster: Cluster, load: Load) -> Incident:
     await until(_gone(cluster, victim), "the dead worker is out of the Service", 60)
     cluster.forget(victim)
     await until(lambda: whole(cluster), "two replicas again")
+    recovered = await settled(load)
     on_survivor = cluster.requests_seen_by(survivor)
     if not on_survivor & {r.id for r in load.since(moment) if r.outcome == "ok"}:
         raise RuntimeError(f"the log of {survivor.name} names no request: which replica had a lost one cannot be told")
-    return account("worker killed", load, moment, lambda r: r.id in on_survivor, victim)
+    return account("worker killed", load, moment, recovered, lambda r: r.id in on_survivor, victim)
 
 
 def _gone(cluster: Cluster, pod: Pod) -> Callable[[], Awaitable[bool]]:
@@ -340,7 +342,7 @@ async def kill_head(cluster: Cluster, load: Load) -> Incident:
     moment = time.monotonic()
     cluster.head.kill()
     await until(lambda: whole(cluster), "the head knows its replicas again")
-    incident = account("head killed", load, moment)
+    incident = account("head killed", load, moment, await settled(load))
     if await cluster.replicas() != before:
         incident.words.append("replicas were replaced")
     return incident
@@ -362,7 +364,7 @@ async def drain_worker(cluster: Cluster, load: Load) -> Incident:
     seconds = await until(drained, "the preStop hook has ended", int(hook[-1]))
     leaving.kill()
     await until(lambda: whole(cluster), "two replicas again")
-    incident = account("worker drained", load, moment)
+    incident = account("worker drained", load, moment, await settled(load))
     incident.words.append(f"the preStop hook took {seconds:.0f} s: {(leaving.folder / 'hook.log').read_text()[-200:]}")
     return incident
 
@@ -378,18 +380,30 @@ async def update(cluster: Cluster, load: Load) -> Incident:
         return not (await cluster.replicas()).keys() & before.keys() and await whole(cluster)
 
     await until(replaced, "both replicas replaced", 2 * START_SECONDS)
-    return account("rolling update", load, moment)
+    return account("rolling update", load, moment, await settled(load))
+
+
+async def settled(load: Load) -> float:
+    """When all was as before, which is now; returns after each place of the load has had two more streams since."""
+    now = time.monotonic()
+
+    async def enough() -> bool:
+        return sum(r.started >= now and r.outcome == "ok" for r in load.done) >= 2 * load.width
+
+    await until(enough, "streams end well", 120)
+    return now
 
 
 def account(
     what: str,
     load: Load,
     moment: float,
+    recovered: float,
     on_survivor: Callable[[Any], bool] | None = None,
     victim: Pod | None = None,
 ) -> Incident:
     """What the requests that ended since `moment` came to."""
-    now, requests = time.monotonic(), load.since(moment)
+    requests = load.since(moment)
     bad = [r for r in requests if r.outcome != "ok"]
     lost = [r for r in bad if r.outcome == "lost"]
     # the others were on the killed replica, or on the way to it
@@ -409,7 +423,7 @@ def account(
         next_end_seconds=round(min((r.ended - moment for r in requests if r.outcome == "ok"), default=float("inf")), 1),
         first_answer_seconds=round(min(fresh, default=float("inf")), 1),
         last_failure_seconds=round(max((r.ended - moment for r in bad), default=0.0), 1),
-        recovered_seconds=round(now - moment, 1),
+        recovered_seconds=round(recovered - moment, 1),
         words=sorted({f"{r.outcome} at {r.ended - moment:.1f} s via {r.pod}: {r.words}" for r in bad})[:12],
     )
 
@@ -446,8 +460,6 @@ async def rehearse(folder: Path, steps: list[str], width: int, max_tokens: int) 
             with shown(f"{step}: under load"):
                 incidents.append(await STEPS[step](cluster, load))
             console.print(str(incidents[-1]), markup=False, soft_wrap=True)
-            before = len(load.done)
-            await until(lambda before=before: _finished(load, before + 2 * width), "streams finish", 120)  # type: ignore[misc]
         load.stop()
         await background[-1]
         return {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.pod_failures import account, container_environment, nice_for, ray_start
+from benchmarks.pod_failures import account, container_environment, nice_for, ray_start, settled
 from benchmarks.pod_load import Load, Outcome, Request
 from benchmarks.pods import Pod
 from tests.unit.kubernetes.rendered import Resource, head, one, overlay, workers
@@ -50,10 +51,28 @@ def test_a_request_is_lost_outside_when_neither_its_proxy_nor_its_replica_was_ki
     def on_survivor(request: Any) -> bool:
         return request.id in ("elsewhere", "by its proxy")
 
-    found = account("killed", load, now, on_survivor, victim)
+    found = account("killed", load, now, now + 10, on_survivor, victim)
+    assert found.recovered_seconds == 10.0
     assert (found.lost, found.lost_by_proxy, found.lost_outside) == (4, 1, 1)
     assert (found.refused, found.finished) == (1, 2)
     assert (found.next_end_seconds, found.first_answer_seconds) == (0.5, 4.0)
     assert found.last_failure_seconds == 3.0
     assert len(found.words) == 4
-    assert account("head", load, now).lost_outside == 4, "nothing of theirs was killed"
+    assert account("head", load, now, now + 10).lost_outside == 4, "nothing of theirs was killed"
+
+
+async def test_failures_right_after_the_recovery_count_too() -> None:
+    load = Load(url_of=str, endpoints=list, model="m", key="k", width=2, max_tokens=1)
+    moment = time.monotonic()
+
+    async def stream() -> None:
+        for number, outcome in enumerate(["rejected", "ok", "ok", "rejected", "ok", "ok"]):
+            await asyncio.sleep(0.01)
+            load.done.append(Request(str(number), "pod", time.monotonic(), time.monotonic(), outcome))  # type: ignore[arg-type]
+
+    streams = asyncio.create_task(stream())
+    recovered = await settled(load)
+    await streams
+    found = account("killed", load, moment, recovered)
+    assert (found.finished, found.rejected) == (4, 2)
+    assert found.recovered_seconds == 0.0
