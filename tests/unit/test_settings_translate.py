@@ -42,7 +42,7 @@ def test_the_bundled_pair_on_cpu() -> None:
         "method": "dflash",
         "model": "demo:smollm2-135m-dflash",
         "num_speculative_tokens": 5,
-        "num_speculative_tokens_per_batch_size": [[1, 2, 5], [3, 3, 3], [4, 5, 2], [6, 9, 1], [10, 16, 0]],
+        "num_speculative_tokens_per_batch_size": batch_size_schedule((0, 2, 3, 5), 16),
     }
 
 
