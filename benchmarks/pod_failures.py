@@ -80,6 +80,8 @@ class Incident:
     """From the incident to the last request that did not end well; 0 when all did."""
     recovered_seconds: float
     """Until everything was as before: all replicas run and all pods are ready."""
+    rejected_after: int = 0
+    """Of the rejected ones, those after the recovery."""
     words: list[str] = field(default_factory=list)
     """What the failures said."""
 
@@ -424,6 +426,7 @@ def account(
         first_answer_seconds=round(min(fresh, default=float("inf")), 1),
         last_failure_seconds=round(max((r.ended - moment for r in bad), default=0.0), 1),
         recovered_seconds=round(recovered - moment, 1),
+        rejected_after=sum(r.outcome == "rejected" and r.ended > recovered for r in requests),
         words=sorted({f"{r.outcome} at {r.ended - moment:.1f} s via {r.pod}: {r.words}" for r in bad})[:12],
     )
 
