@@ -111,19 +111,16 @@ class DraftLengthController:
         if rates[best] > (1 + SWITCH_GAIN) * rates[self._chosen]:
             self._chosen = best
         self._speedup = rates[self._chosen] / rates[0] if self.choices[0] == 0 else None
-        here = (band(requests), self._chosen)
         if self._trial is None:
             self._begin_trial(requests, rates, seconds, now)
-        if self._trial is None:
-            self._tried_at[here] = now
-            return self.choices[self._chosen]
-        chosen = self.choices[self._trial]
-        self._tried_at[band(requests), self._trial] = now
-        self._trial_steps_left -= 1
-        if self._trial_steps_left == 0:
-            self._trial = None
-        self.totals.trial_steps += 1
-        return chosen
+        index = self._chosen if self._trial is None else self._trial
+        self._tried_at[band(requests), index] = now
+        if self._trial is not None:
+            self.totals.trial_steps += 1
+            self._trial_steps_left -= 1
+            if self._trial_steps_left == 0:
+                self._trial = None
+        return self.choices[index]
 
     def observe(
         self,
