@@ -23,6 +23,7 @@ from rich.table import Table
 from deployments.app import check, check_names_of_vllm
 from deployments.up import load_config, our_applications
 from dflash_serve import demo
+from dflash_serve.hardware import has_gpu
 from dflash_serve.settings import Cluster, Settings, SettingsError
 from dflash_serve.settings.profiles import merge
 from dflash_serve.settings.translate import engine_kwargs, environment
@@ -67,7 +68,7 @@ def _settings(config_path: Path, profile: str | None) -> Settings:
     if not applications:
         raise ValueError(f"{config_path} has no application with import_path deployments.app:build; name one")
     args = applications[0].args | ({"profile": profile} if profile else {})
-    if args.get("profile", "auto") == "auto" and _has_gpu():
+    if args.get("profile", "auto") == "auto" and has_gpu():
         raise ValueError("--profile: name it; which one `auto` would take on this machine is known to Ray alone")
     cluster = Cluster(cpus=os.cpu_count() or 1, gpus={})
     stated = check(args, http_host=config.http_options.host, cluster=cluster).settings
@@ -139,12 +140,6 @@ def _hardware(settings: Settings) -> str:
     import torch
 
     return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else settings.hardware.accelerator
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _show(costs: StepCosts, choices: Sequence[int]) -> None:

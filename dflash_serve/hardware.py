@@ -88,3 +88,10 @@ def choose_profile(cluster: Cluster, accelerator: str | None = None) -> Choice:
 def _without_profile(kinds: Iterable[str]) -> str:
     sizes = [f"{kind} has {memory_gb} GB; " for kind in kinds if (memory_gb := GPU_MEMORY_GB.get(kind))]
     return f"no profile for it ({''.join(sizes)}there are profiles for {', '.join(PROFILE_OF_GPU)} and {CPU})"
+
+
+def has_gpu() -> bool:
+    """Whether this process sees a GPU; which one `profile: auto` takes is known to Ray alone. Imports torch."""
+    import torch
+
+    return torch.cuda.is_available()

@@ -10,7 +10,7 @@ from dflash_serve.bench.run import Stage
 from dflash_serve.bench.servers import dflash_server, vllm_server
 from dflash_serve.bench.summary import Row
 from dflash_serve.bench.tasks import RANDOM
-from dflash_serve.hardware import Cluster
+from dflash_serve.hardware import Cluster, has_gpu
 from dflash_serve.settings.profiles import merge, resolve
 
 VLLM, PLAIN, HIGH_THROUGHPUT = "vllm serve", "up --plain", "up"
@@ -33,7 +33,7 @@ def stages(args: Mapping[str, Any], concurrencies: Sequence[int]) -> list[Stage]
 
     Raises SettingsError; ValueError on a GPU when the settings name no profile.
     """
-    if args.get("profile", "auto") == "auto" and _has_gpu():
+    if args.get("profile", "auto") == "auto" and has_gpu():
         raise ValueError("--settings: name a `profile` in it; which one `auto` would take is known to Ray alone")
     cluster = Cluster(cpus=os.cpu_count() or 1, gpus={})
     resolved = resolve(args, cluster)
@@ -74,9 +74,3 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 
 def _met(met: bool) -> str:
     return "met" if met else "NOT met"
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
