@@ -1,7 +1,7 @@
 """What of a GPU's memory goes where, and how many requests fit: an estimate from config.json alone.
 
 KV blocks as vLLM 0.29 makes them (vllm/v1/core/kv_cache_utils.py): all blocks hold the same bytes; a layer with less
-KV a token gets more tokens a block; layers of one kind are split into groups of equal size.
+KV a token gets more tokens a block; layers of one kind are split into groups of equal size (`dflash_serve.kv_groups`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
+from dflash_serve.kv_groups import layers_per_group
 from dflash_serve.preflight.shapes import (
     BYTES,
     Layer,
@@ -95,9 +96,7 @@ def kv_groups(all_layers: Sequence[Layer], kv_dtype_bytes: float, gpus: int) -> 
         block = sum(page[kind] * count for kind, count in kinds.items())
         return block, [Group(next(iter(kinds)), 1, BLOCK_TOKENS)]
     largest = max(page.values())
-    per_group = min(kinds.values())
-    if max(kinds.values()) < 1.5 * per_group:
-        per_group = max(kinds.values())
+    per_group = layers_per_group(list(kinds.values()))
     groups = []
     for kind, count in kinds.items():
         # a page that does not divide the largest is padded to it instead

@@ -11,9 +11,12 @@ DRAFTER = "dflash_serve.vllm_ext.drafter:DFlashDrafter"
 
 
 def register() -> None:
-    """Put our drafter class, which extends vLLM's, in its place."""
+    """Put our drafter class, which extends vLLM's, in its place, and have few KV cache groups."""
     from vllm.model_executor.models import ModelRegistry
 
+    from dflash_serve.vllm_ext import kv_groups
+
+    kv_groups.install()
     module, _, name = DRAFTER.partition(":")
     extended = ("vllm.model_executor.models.qwen3_dflash", "DFlashQwen3ForCausalLM")
     entry = ModelRegistry.models.get(DRAFTER_ARCHITECTURE)

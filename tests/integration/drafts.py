@@ -1,7 +1,7 @@
 """An engine's drafts: `python -m tests.integration.drafts REQUESTS.json ANSWERS.json`.
 
 REQUESTS: {"engine": arguments of vllm.LLM, "sampling": of SamplingParams, "prompts": [[token ids]], "v2": whether the
-V2 model runner is to run}.
+V2 model runner is to run, "pad_groups": whether KV cache groups are to be few, padded where they must}.
 ANSWERS: one entry a prompt, in turn: {"output", "cached_tokens", "drafts": see `benchmarks.draft_recorder.Draft`}.
 A process of its own, because which plugins vLLM loads is settled when it is imported.
 """
@@ -25,7 +25,10 @@ def main() -> None:
     from vllm import LLM, SamplingParams
 
     from benchmarks.draft_recorder import record_drafts
+    from dflash_serve import kv_groups
 
+    if request["pad_groups"]:
+        kv_groups.MANY_GROUPS, kv_groups.MOST_PADDING = 1, 10.0
     llm = LLM(**request["engine"])
     drafts = record_drafts(llm)
     answers = []

@@ -41,6 +41,7 @@ def run(
     *,
     plugins: str | None = None,
     v2: bool = False,
+    pad_groups: bool = False,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Each prompt's answer and drafts from an engine in a process of its own (see `tests.integration.drafts`).
@@ -48,6 +49,7 @@ def run(
     Args:
         plugins: VLLM_PLUGINS, the names of those that vLLM loads; None for all that are installed.
         v2: Under vLLM's V2 model runner, which GPUs run.
+        pad_groups: With few KV cache groups, padded, as Gemma-4-31B's drafter gets them.
         options: Further arguments of vllm.LLM.
     """
     num_draft_tokens = json.loads((drafter / "config.json").read_text())["block_size"] - 1
@@ -72,7 +74,9 @@ def run(
     sampling = {"temperature": 0, "max_tokens": 14, "ignore_eos": True, "detokenize": False}
     folder.mkdir(parents=True, exist_ok=True)
     requests, answers = folder / "requests.json", folder / "answers.json"
-    requests.write_text(json.dumps({"engine": engine, "sampling": sampling, "prompts": prompts, "v2": v2}))
+    requests.write_text(
+        json.dumps({"engine": engine, "sampling": sampling, "prompts": prompts, "v2": v2, "pad_groups": pad_groups})
+    )
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     if plugins is not None:
         environment["VLLM_PLUGINS"] = plugins
@@ -182,8 +186,9 @@ def test_without_the_plugin_they_are_not(
     assert equal < drafted / 2, "vLLM normalises Gemma's embeddings itself now: gemma_drafter can go"
 
 
+@pytest.mark.parametrize("pad_groups", [False, True])
 def test_under_the_runner_of_gpus_they_are_too(
-    tiny_pair: tuple[Path, Path], gemma_reference: Reference, tmp_path: Path
+    tiny_pair: tuple[Path, Path], gemma_reference: Reference, tmp_path: Path, pad_groups: bool
 ) -> None:
     """With sliding and full layers in one drafter, as Gemma-4's has them. The window is longer than the prompts here,
     and vLLM is told that sliding layers see the whole block too: it makes them causal otherwise, as it takes Gemma-4's
@@ -200,7 +205,9 @@ def test_under_the_runner_of_gpus_they_are_too(
     config["dflash_config"] |= {"causal": False}
     (mixed / "config.json").write_text(json.dumps(config))
     some = gemma_prompts()[:4]
-    answers = run(tmp_path, target, mixed, some, v2=True)
+    answers = run(tmp_path, target, mixed, some, v2=True, pad_groups=pad_groups)
+    log = (tmp_path / "log").read_text()
+    assert ("KV cache groups: " in log) == pad_groups
     equal, drafted = count_equal(
         [pair for answer, prompt in zip(answers, some, strict=True) for pair in gemma_reference.drafts(answer, prompt)]
     )

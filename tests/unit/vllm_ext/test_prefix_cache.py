@@ -10,6 +10,7 @@ import pytest
 from benchmarks.gemma4_shapes import drafter_config, target_config
 from dflash_serve.preflight.shapes import layers
 from dflash_serve.settings import Cluster, resolve
+from dflash_serve.vllm_ext.kv_groups import padded
 
 PROMPT_TOKENS = 4400
 
@@ -32,7 +33,9 @@ def found_again(retention: int | None) -> int:
             if layer.window
             else FullAttentionSpec(block_size=16, **shape)
         )
-    groups = kv_cache_utils._get_kv_cache_groups_uniform_page_size(kv_cache_utils.unify_kv_cache_spec_page_size(specs))
+    groups = padded(kv_cache_utils._get_kv_cache_groups_uniform_page_size)(
+        kv_cache_utils.unify_kv_cache_spec_page_size(specs)
+    )
     sizes = {group.kv_cache_spec.block_size for group in groups}
     kv_cache_utils.init_none_hash(sha256)
     manager = KVCacheManager(
