@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, help="folder of <task>.jsonl")
     parser.add_argument("--tasks", default="math500,gsm8k,humaneval,mbpp,mt_bench")
+    parser.add_argument("--fronts", default="vllm,plain,up", help="sides of overhead")
     parser.add_argument("--profile", default="gemma4-31b-h200")
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=1)
@@ -54,7 +55,7 @@ def main() -> None:
         ]
         command += ["--samples", "4", *(["--data", str(options.data)] if options.data else [])]
     else:
-        command += ["overhead", "--samples", "8"]
+        command += ["overhead", "--samples", "8", "--per-stream", "2", "--sides", options.fronts]
     command += ["--synthetic", "--settings", str(settings), "--max-tokens", str(options.max_tokens)]
     command += ["--rounds", str(options.rounds), "--out", str(folder / f"gemma4-{options.part}")]
     subprocess.run(command, env=os.environ | {"PYTHONPATH": plugin_path(folder)}, check=True)

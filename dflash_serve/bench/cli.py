@@ -130,6 +130,7 @@ def overhead(
     per_stream: Annotated[int, typer.Option(min=1, help="Requests a stream, at least.")] = 4,
     rounds: Rounds = 3,
     settings: SettingsFile = None,
+    sides: Annotated[str, typer.Option(help="Which of vllm (`vllm serve`), plain and up.")] = "vllm,plain,up",
     synthetic: Annotated[
         bool, typer.Option("--synthetic", help="Dummy weights, MT-Bench's acceptance of the model card forced.")
     ] = False,
@@ -149,7 +150,7 @@ def overhead(
         if synthetic:
             options = {"speculation": {"options": synthetic_options("mt_bench")}, "engine": {"load_format": "dummy"}}
             args = merge(args, options)
-        stages = front_end.stages(args, levels)
+        stages = front_end.stages(args, levels, sides.split(","))
         chosen = prompts.load([prompts.RANDOM], folder=None, samples=max(samples, *levels), words=words)
     except ValueError as error:
         _fail(str(error))

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dflash_serve.bench.run import Stage
+from dflash_serve.bench.run import Stage, Start
 from dflash_serve.bench.servers import dflash_server, vllm_server
 from dflash_serve.bench.summary import Row
 from dflash_serve.bench.tasks import RANDOM
@@ -28,11 +28,18 @@ MEANING = (
 )
 
 
-def stages(args: Mapping[str, Any], concurrencies: Sequence[int]) -> list[Stage]:
-    """All three sides with the same profile and settings; our limit of requests lets every stream in.
+SIDES = {"vllm": VLLM, "plain": PLAIN, "up": HIGH_THROUGHPUT}
+"""By what `--sides` calls them."""
+
+
+def stages(args: Mapping[str, Any], concurrencies: Sequence[int], sides: Sequence[str] = tuple(SIDES)) -> list[Stage]:
+    """`sides` with the same profile and settings; our limit of requests lets every stream in.
 
     Raises SettingsError; ValueError on a GPU when the settings name no profile.
     """
+    for side in sides:
+        if side not in SIDES:
+            raise ValueError(f"--sides: no side {side!r}; there are {', '.join(SIDES)}")
     if args.get("profile", "auto") == "auto" and has_gpu():
         raise ValueError("--settings: name a `profile` in it; which one `auto` would take is known to Ray alone")
     cluster = Cluster(cpus=os.cpu_count() or 1, gpus={})
@@ -41,11 +48,12 @@ def stages(args: Mapping[str, Any], concurrencies: Sequence[int]) -> list[Stage]
     # a request waits in the engine's queue on every side alike
     ours = merge(dict(args), {"profile": resolved.profile, "limits": {"max_concurrent_requests": limit}})
     settings = resolve(ours, cluster).settings
-    return [
-        Stage(VLLM, (RANDOM,), lambda folder: vllm_server(folder, settings)),
-        Stage(PLAIN, (RANDOM,), lambda folder: dflash_server(folder, ours, plain=True)),
-        Stage(HIGH_THROUGHPUT, (RANDOM,), lambda folder: dflash_server(folder, ours)),
-    ]
+    starts: dict[str, Start] = {
+        "vllm": lambda folder: vllm_server(folder, settings),
+        "plain": lambda folder: dflash_server(folder, ours, plain=True),
+        "up": lambda folder: dflash_server(folder, ours),
+    }
+    return [Stage(SIDES[side], (RANDOM,), starts[side]) for side in sides]
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:

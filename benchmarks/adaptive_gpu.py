@@ -1,0 +1,318 @@
+"""Adaptive speculation against AR and K = 15 with Gemma-4-31B's shape on GPUs: dummy weights, forced acceptance.
+
+    python -m benchmarks.adaptive_gpu --out FOLDER [--gpus 0,1] [--tasks mt_bench,gsm8k] [--seconds 4]
+    python -m benchmarks.adaptive_gpu --out FOLDER --draw        the tables and the picture of what FOLDER holds
+
+Two engines as a server has them (V2 runner, asynchronous scheduling, a process of their own): the target alone, and the
+pair with its scheduler, which is told K = 15, K = 0, or to choose. Each has so many requests running at all times: random
+prompts of 128 tokens and answers of 256, a new request for each that ends. With two GPUs each engine has its own,
+otherwise the one runs after the other. Works from a checkout that is not installed. FOLDER/rows.jsonl grows as it goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gemma4_gpu import ROOT, plugin_path, settings_args
+
+AR, DRAFTING = "ar", "drafting"
+LOADS = (1, 8, 32, 64, 128)
+LONGEST = 15
+PROMPT_TOKENS, OUTPUT_TOKENS = 128, 256
+SETTLE_SECONDS = 1.5
+BROKEN = "broken drafter"
+CONTROL, REPORT = "DFLASH_BENCHMARK_CONTROL", "DFLASH_DRAFT_LENGTH_REPORT"
+CONTROL_SECONDS = 0.02
+
+
+class ToldScheduler:
+    """Stands for the adaptive scheduler (`scheduler_cls`) and forces the K that the control file holds, if any."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        from dflash_serve.vllm_ext.scheduler import AdaptiveScheduler
+
+        scheduler = AdaptiveScheduler(*args, **kwargs)
+        controller, control = scheduler.draft_length, Path(os.environ[CONTROL])
+        own, read_at = controller.choose, 0.0
+
+        def choose(requests: int, now: float) -> int:
+            nonlocal read_at
+            if now - read_at > CONTROL_SECONDS:
+                read_at = now
+                text = control.read_text()
+                controller.force(int(text) if text else None)
+            return own(requests, now)
+
+        controller.choose = choose  # type: ignore[method-assign]
+        return scheduler
+
+
+def set_rate(worker: Any, rate: float) -> bool:
+    """In the engine's worker: every draft token is accepted with that chance. Whether acceptance is forced at all."""
+    rates = getattr(worker.model_runner.rejection_sampler, "synthetic_conditional_rates", None)
+    if rates is None:
+        return False
+    rates.fill_(rate)
+    return True
+
+
+class Load:
+    """So many requests running at all times."""
+
+    def __init__(self, llm: Any) -> None:
+        self._engine = llm.llm_engine
+        self._random = random.Random(0)
+        self._number = 0
+        self._live: set[str] = set()
+
+    def start(self, requests: int) -> None:
+        for _ in range(requests):
+            self._add(self._random.randrange(OUTPUT_TOKENS // 8, OUTPUT_TOKENS))
+
+    def _add(self, output_tokens: int) -> None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        self._number += 1
+        name = f"request-{self._number}"
+        self._live.add(name)
+        prompt = [2, *(self._random.randrange(300, 500) for _ in range(PROMPT_TOKENS - 1))]
+        sampling = SamplingParams(
+            temperature=0,
+            max_tokens=output_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        self._engine.add_request(name, {"prompt_token_ids": prompt}, sampling)
+
+    def run(self, seconds: float) -> tuple[int, float]:
+        """(Output tokens, seconds); every request that ends is replaced."""
+        tokens, started = 0, time.monotonic()
+        while time.monotonic() - started < seconds:
+            for output in self._engine.step():
+                tokens += len(output.outputs[0].token_ids)
+                if output.finished:
+                    self._live.discard(output.request_id)
+                    self._add(OUTPUT_TOKENS)
+        return tokens, time.monotonic() - started
+
+    def stop(self) -> None:
+        self._engine.abort_request(list(self._live))
+        self._live.clear()
+        while self._engine.has_unfinished_requests():
+            self._engine.step()
+
+
+def cells(tasks: list[str], loads: list[int], longest: int) -> Iterator[tuple[str, float, str, str, int]]:
+    """(Task, acceptance length at K = 15, side, K to force or nothing, requests), the most telling first."""
+    from dflash_serve.bench.card import acceptance_length
+
+    for task in tasks:
+        length = acceptance_length(task) or 4.0
+        for load in loads:
+            for side, forced in (("K=15", str(longest)), ("adaptive", "")):
+                yield task, length, side, forced, load
+    for load in loads:
+        yield BROKEN, 1.0, "adaptive", "", load
+    for load in loads:
+        yield "", 1.0, "K=0", "0", load
+
+
+def measure(folder: Path, side: str, tasks: list[str], loads: list[int], seconds: float, *, tiny: bool) -> None:
+    """One engine, all its cells."""
+    import dataclasses
+
+    from vllm import LLM
+    from vllm.engine.arg_utils import EngineArgs
+
+    from dflash_serve.settings import Cluster, resolve
+    from dflash_serve.settings.profiles import merge
+    from dflash_serve.settings.translate import engine_kwargs
+    from dflash_serve.speculation.estimate import rate_of_length
+    from dflash_serve.speculation.report import read_report
+
+    args = settings_args(folder / "models", profile="gemma4-31b-h200", tiny=tiny)
+    speculation: dict[str, Any] = {"mode": "off"}
+    if side == DRAFTING:
+        speculation = {"mode": "adaptive"}
+        if not tiny:
+            speculation["options"] = {"rejection_sample_method": "synthetic", "synthetic_acceptance_length": 4.0}
+    args = merge(args, {"engine": {"max_num_seqs": max(*loads, 1)}, "speculation": speculation})
+    if not tiny:
+        args = merge(args, {"engine": {"max_model_len": 8192}})
+    settings = resolve(args, Cluster(cpus=1, gpus={})).settings
+    known = {field.name for field in dataclasses.fields(EngineArgs)}
+    arguments = {name: value for name, value in engine_kwargs(settings).items() if name in known}
+    control, report = folder / f"control-{side}", folder / f"report-{side}.json"
+    control.write_text("")
+    os.environ |= {CONTROL: str(control), REPORT: str(report), "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
+    if side == DRAFTING:
+        arguments["scheduler_cls"] = "benchmarks.adaptive_gpu.ToldScheduler"
+    started = time.monotonic()
+    llm = LLM(model=settings.target, disable_log_stats=True, **arguments)
+    about = {
+        "engine_start_seconds": round(time.monotonic() - started, 1),
+        "runner": "V2" if llm.llm_engine.vllm_config.use_v2_model_runner else "V1",
+        "async_scheduling": llm.llm_engine.vllm_config.scheduler_config.async_scheduling,
+    }
+    rows = (folder / "rows.jsonl").open("a")
+
+    def put(row: dict[str, Any]) -> None:
+        rows.write(json.dumps(row) + "\n")
+        rows.flush()
+        print(json.dumps(row), flush=True)
+
+    put({"side": side, "about": about})
+    load = Load(llm)
+    plan = [("", 1.0, "AR", "", n) for n in loads] if side == AR else list(cells(tasks, loads, settings.speculation.max_draft_tokens))
+    # each load once unmeasured: kernels are compiled, the step costs learned
+    for _, _, _, _, requests in dict.fromkeys(("", 0.0, "", "", n) for n in loads):
+        load.start(requests)
+        load.run(SETTLE_SECONDS)
+        load.stop()
+    for task, length, name, forced, requests in plan:
+        control.write_text(forced)
+        if side == DRAFTING and not tiny:
+            (forces,) = llm.collective_rpc(set_rate, args=(rate_of_length(length, LONGEST),))
+            assert forces, "the runner does not force acceptance"
+        load.start(requests)
+        first = load.run(SETTLE_SECONDS)
+        before = read_report(report) or {}
+        tokens, took = load.run(seconds)
+        after = read_report(report) or {}
+        load.stop()
+        row = {
+            "side": name,
+            "task": task,
+            "acceptance_length_at_15": length if side == DRAFTING else None,
+            "requests": requests,
+            "tokens_per_second": round(tokens / took, 1),
+            "first_seconds_tokens_per_second": round(first[0] / first[1], 1),
+        }
+        if side == DRAFTING:
+            was = before.get("steps_by_draft_tokens", {})
+            steps = {k: n - was.get(k, 0) for k, n in after.get("steps_by_draft_tokens", {}).items()}
+            row |= {
+                "steps_by_k": {k: n for k, n in steps.items() if n},
+                "trial_steps": after.get("trial_steps", 0) - before.get("trial_steps", 0),
+                "cost_error_ratio": round(after.get("cost_error_ratio") or 0, 4),
+            }
+        put(row)
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: tokens/s and ratios by task and load."""
+    speed = {(row["side"], row["task"], row["requests"]): row for row in rows if "requests" in row}
+    lines = [
+        "| task | requests | AR | K=15 | adaptive | adaptive / AR | adaptive / K=15 | K chosen |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for side, task, requests in speed:
+        if side != "adaptive":
+            continue
+        row = speed[side, task, requests]
+        ar, fixed = speed.get(("AR", "", requests)), speed.get(("K=15", task, requests))
+        own = row["tokens_per_second"]
+
+        def over(other: dict[str, Any] | None, own: float = own) -> str:
+            return f"{own / other['tokens_per_second']:.2f}" if other else "–"
+
+        steps = sorted(row.get("steps_by_k", {}).items(), key=lambda item: -item[1])
+        cells = [
+            task,
+            str(requests),
+            *(f"{other['tokens_per_second']:.0f}" if other else "–" for other in (ar, fixed, row)),
+            over(ar),
+            over(fixed),
+            ", ".join(f"{k} ({n})" for k, n in steps[:3]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    none = [(r, speed["K=0", "", r], speed.get(("AR", "", r))) for r in LOADS if ("K=0", "", r) in speed]
+    if none:
+        lines += ["", "| requests | AR | the pair at K=0 | K=0 / AR |", "|---|---|---|---|"]
+        for requests, row, other in none:
+            ratio = f"{row['tokens_per_second'] / other['tokens_per_second']:.2f}" if other else "–"
+            ar_speed = f"{other['tokens_per_second']:.0f}" if other else "–"
+            lines.append(f"| {requests} | {ar_speed} | {row['tokens_per_second']:.0f} | {ratio} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Speed-up over AR by load, a panel a task."""
+    from matplotlib.figure import Figure
+
+    speed = {(r["side"], r["task"], r["requests"]): r["tokens_per_second"] for r in rows if "requests" in r}
+    tasks = list(dict.fromkeys(task for side, task, _ in speed if side == "adaptive"))
+    figure = Figure(figsize=(4.2 * len(tasks), 3.8), layout="constrained")
+    panels = figure.subplots(1, len(tasks), squeeze=False)[0]
+    for panel, task in zip(panels, tasks, strict=True):
+        for side, colour, marker in (("K=15", "tab:gray", "s"), ("adaptive", "tab:green", "o")):
+            loads = [n for n in LOADS if (side, task, n) in speed and ("AR", "", n) in speed]
+            if loads:
+                ratios = [speed[side, task, n] / speed["AR", "", n] for n in loads]
+                panel.plot(loads, ratios, color=colour, marker=marker, label=side)
+        panel.axhline(1, color="black", linewidth=1, linestyle=":", label="AR")
+        panel.set(title=task, xlabel="requests at once", xscale="log", ylim=(0, None))
+        panel.set_xticks(LOADS, [str(n) for n in LOADS])
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("tokens/s over AR's")
+    panels[0].legend()
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--gpus", default="0", help="one or two CUDA devices")
+    parser.add_argument("--tasks", default="mt_bench,gsm8k")
+    parser.add_argument("--loads", default=",".join(map(str, LOADS)))
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each cell")
+    parser.add_argument("--draw", action="store_true")
+    parser.add_argument("--tiny", action="store_true", help="a tiny pair on a CPU, nothing forced")
+    parser.add_argument("--side", choices=(AR, DRAFTING), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    folder = options.out.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.side:
+        loads = [int(n) for n in options.loads.split(",")]
+        measure(folder, options.side, options.tasks.split(","), loads, options.seconds, tiny=options.tiny)
+        return
+    if not options.draw:
+        # both engines read the models
+        settings_args(folder / "models", profile="gemma4-31b-h200", tiny=options.tiny)
+        gpus = options.gpus.split(",")
+        environment = os.environ | {"PYTHONPATH": plugin_path(folder)}
+        processes = []
+        for side, gpu in ((DRAFTING, gpus[0]), (AR, gpus[-1])):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.adaptive_gpu", *sys.argv[1:], "--side", side],
+                cwd=ROOT,
+                env=environment | {"CUDA_VISIBLE_DEVICES": gpu},
+            )
+            processes.append(process)
+            if len(gpus) == 1:
+                process.wait()
+        for process in processes:
+            process.wait()
+    rows = read_rows(folder)
+    print(table(rows))
+    draw(rows, folder / "speed.png")
+
+
+if __name__ == "__main__":
+    main()
