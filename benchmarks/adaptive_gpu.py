@@ -3,9 +3,9 @@
     python -m benchmarks.adaptive_gpu --out FOLDER [--gpus 0,1] [--tasks mt_bench,gsm8k] [--seconds 4]
     python -m benchmarks.adaptive_gpu --out FOLDER --draw        the tables and the picture of what FOLDER holds
 
-Two engines as a server has them (V2 runner, asynchronous scheduling, a process of their own): the target alone, and the
-pair with its scheduler, which is told K = 15, K = 0, or to choose. Each has so many requests running at all times: random
-prompts of 128 tokens and answers of 256, a new request for each that ends. With two GPUs each engine has its own,
+Two engines as a server has them (V2 runner, asynchronous scheduling, a process of their own): the target alone, and
+the pair with its scheduler, which is told K = 15, K = 0, or to choose. Each has so many requests running at all times:
+random prompts of 128 tokens and answers of 256, a new request for each that ends. With two GPUs each engine has its own,
 otherwise the one runs after the other. Works from a checkout that is not installed. FOLDER/rows.jsonl grows as it goes.
 """
 
@@ -174,9 +174,13 @@ def measure(folder: Path, side: str, tasks: list[str], loads: list[int], seconds
 
     put({"side": side, "about": about})
     load = Load(llm)
-    plan = [("", 1.0, "AR", "", n) for n in loads] if side == AR else list(cells(tasks, loads, settings.speculation.max_draft_tokens))
+    plan = (
+        [("", 1.0, "AR", "", n) for n in loads]
+        if side == AR
+        else list(cells(tasks, loads, settings.speculation.max_draft_tokens))
+    )
     # each load once unmeasured: kernels are compiled, the step costs learned
-    for _, _, _, _, requests in dict.fromkeys(("", 0.0, "", "", n) for n in loads):
+    for requests in loads:
         load.start(requests)
         load.run(SETTLE_SECONDS)
         load.stop()
@@ -191,7 +195,7 @@ def measure(folder: Path, side: str, tasks: list[str], loads: list[int], seconds
         tokens, took = load.run(seconds)
         after = read_report(report) or {}
         load.stop()
-        row = {
+        row: dict[str, Any] = {
             "side": name,
             "task": task,
             "acceptance_length_at_15": length if side == DRAFTING else None,
@@ -266,7 +270,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 ratios = [speed[side, task, n] / speed["AR", "", n] for n in loads]
                 panel.plot(loads, ratios, color=colour, marker=marker, label=side)
         panel.axhline(1, color="black", linewidth=1, linestyle=":", label="AR")
-        panel.set(title=task, xlabel="requests at once", xscale="log", ylim=(0, None))
+        panel.set(title=task, xlabel="requests at once", xscale="log")
+        panel.set_ylim(0, 1.05 * panel.get_ylim()[1])
         panel.set_xticks(LOADS, [str(n) for n in LOADS])
         panel.minorticks_off()
         panel.grid(alpha=0.3)

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MEASURED = Path(__file__).parent / "results" / "adaptive-h200" / "rows.jsonl"
-"""One H200, 2026-11-24: the engine without HTTP. "adaptive" is a first form of the scheduler, since written anew;
-`python -m benchmarks.gemma4_bench speed` measures the present one."""
-TEXTS = {"chat": 4.19, "maths": 8.6}
+"""One H200, 2026-11-25: the engine without HTTP (`python -m benchmarks.adaptive_gpu`)."""
+TEXTS = {"chat": 4.23, "maths": 8.59}
 """Acceptance lengths with 15 draft tokens that the run was given: MT-Bench and Math500 on the drafter's card (B300)."""
-FIXED, ADAPTIVE = "K=15", "adaptive"
+TASKS = {"chat": "mt_bench", "maths": "math500"}
+AR, FIXED, ADAPTIVE = "AR", "K=15", "adaptive"
 SIDES = {FIXED: "15 draft tokens", ADAPTIVE: "adaptive"}
-LOADS = (8, 32, 64)
+LOADS = (8, 32, 64, 128)
 SIZED_FOR, SIZED_AT = "chat", 32
 REQUESTS_A_SECOND = (1, 2, 5, 10)
 TOKENS_A_REQUEST = (256, 1024, 4096)
@@ -29,19 +29,24 @@ HEAD = f"""# Capacity of a Gemma-4-31B replica
 <!-- Made by `python -m benchmarks.capacity > docs/capacity.md`; a test compares. -->
 
 No number here comes from the real model: {MADE}.
-Gemma-4-31B's shape and its drafter's with random values decoded from prompts of 64 tokens, and each draft position was
-accepted with the chance that gives the acceptance length of the drafter's card ({TEXTS["chat"]} chat, {TEXTS["maths"]}
-maths; its authors measured them on a B300). B300s were not measured. Left out: prefill (long prompts take GPU time of
-their own), the KV cache's limit on long requests (`dflash-serve preflight` says how many fit), the HTTP path, and what
-queues cost. "Adaptive" was measured with a first form of the scheduler. Measure your own traffic before you buy:
-`ray_dflash_acceptance_length` is the number to compare.
+Gemma-4-31B's shape and its drafter's with random values decoded answers of 256 tokens to prompts of 128, and each draft
+position was accepted with the chance that gives the acceptance length of the drafter's card ({TEXTS["chat"]} chat,
+{TEXTS["maths"]} maths; its authors measured them on a B300). B300s were not measured. Left out: long prompts (prefill
+takes GPU time of its own), the KV cache's limit on long requests (`dflash-serve preflight` says how many fit), the HTTP
+path, and what queues cost. Each figure is four seconds: neighbours differ by some percent from luck alone. Measure your
+own traffic before you buy: `ray_dflash_acceptance_length` is the number to compare.
 """
 
 
 def load(path: Path) -> Throughput:
     """Figures of a run, one JSON object a line."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return {(row["side"], row["task"], row["requests"]): row["tokens_per_second"] for row in rows}
+    texts = {task: text for text, task in TASKS.items()}
+    return {
+        (row["side"], texts.get(row["task"], ""), row["requests"]): row["tokens_per_second"]
+        for row in rows
+        if row.get("side") in (AR, FIXED, ADAPTIVE) and row.get("task") in ("", *texts)
+    }
 
 
 def replicas(requests_per_second: float, tokens_per_request: float, replica_tokens_per_second: float) -> int:
@@ -65,7 +70,7 @@ def _replica(measured: Throughput) -> Iterator[str]:
     loads = " | ".join(f"{load} requests" for load in LOADS)
     yield f"| text | speculation | {loads} | GPU hours a million tokens, at {SIZED_AT} requests |"
     yield "|---|---|" + "---|" * (len(LOADS) + 1)
-    kinds = [("any", "", "none", "AR")]
+    kinds = [("any", "", "none", AR)]
     kinds += [(f"{text} ({TEXTS[text]})", text, word, side) for text in TEXTS for side, word in SIDES.items()]
     for name, text, speculation, side in kinds:
         speeds = " | ".join(f"{measured[side, text, load]:,.0f}" for load in LOADS)

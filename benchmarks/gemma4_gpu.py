@@ -64,11 +64,15 @@ class Result:
 def settings_args(folder: Path, *, profile: str, tiny: bool) -> dict[str, Any]:
     """What stands under `args` in serve_config.yaml: the profile with folders of ours for its models."""
     from benchmarks.gemma4_shapes import write_pair
+    from dflash_serve.settings.profiles import MEASURED_WITH_TARGET, load_profile
 
     target, drafter = write_pair(folder, tiny=tiny)
     args: dict[str, Any] = {"profile": profile, "model_id": "gemma-4", "target": str(target), "drafter": str(drafter)}
     if not tiny:
-        return args | {"engine": {"load_format": "dummy"}}
+        # the profile's own, which hold for its target alone
+        speculation = load_profile(profile).get("speculation", {})
+        own = {name: speculation[name] for name in MEASURED_WITH_TARGET if name in speculation}
+        return args | {"engine": {"load_format": "dummy"}, "speculation": own}
     engine = {
         "dtype": "float32",
         "max_model_len": 1024,

@@ -9,6 +9,7 @@ different K).
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 PRIOR_RATE = 0.7
@@ -22,6 +23,11 @@ MEMORY_SECONDS = 1.0
 MEMORY_VERIFICATIONS = (64.0, 512.0)
 """But at least so many verifications count, so that few requests are not judged by noise, and no more than so many, so
 that much of the past does not hide a change."""
+RECENT_VERIFICATIONS = 16
+"""The last verifications, which tell what the drafter does now, are held against what was known of it."""
+SURPRISE = 12.0
+"""How much likelier (in logarithm) the last ones must be under a chance of their own before the past is forgotten: of
+unchanged traffic that comes by luck once in some hundred thousand verifications."""
 STALE_SECONDS = 2.0
 """What a position gave before it was left untried for longer than this fades, for the traffic may be another now."""
 FADE_SECONDS = 1.0
@@ -49,6 +55,8 @@ class AcceptanceEstimate:
         self._tried = [0.0] * max_draft_tokens
         self._accepted = [0.0] * max_draft_tokens
         self._untried_seconds = [0.0] * max_draft_tokens
+        self._recent: deque[tuple[int, int]] = deque()
+        """By step, of the last verifications: how many, and how many of them accepted the first draft token."""
         self._expected: list[float] | None = None
 
     def observe(self, outcomes: Mapping[tuple[int, int], int], seconds: float) -> None:
@@ -62,6 +70,8 @@ class AcceptanceEstimate:
         # count / (1 - keep) is what the sum settles at: it must lie within `memory_verifications`
         least, most = (1.0 - tried[0] / verifications for verifications in self._memory_verifications)
         keep = min(max(math.exp(-seconds / self._memory_seconds), least, 0.0), max(most, 0.0))
+        if tried[0]:
+            self._forget_if_surprised(tried[0], accepted[0])
         for position, count in enumerate(tried):
             if not count:
                 # a position that this step did not try keeps what it knows, until it is tried again
@@ -72,6 +82,29 @@ class AcceptanceEstimate:
             self._accepted[position] = kept * self._accepted[position] + accepted[position]
             self._untried_seconds[position] = 0.0
         self._expected = None
+
+    def _forget_if_surprised(self, tried: int, accepted: int) -> None:
+        """A drafter that breaks or recovers is no drift to be averaged: begin anew from what was seen since."""
+        self._recent.append((tried, accepted))
+        while sum(count for count, _ in self._recent) - self._recent[0][0] >= RECENT_VERIFICATIONS:
+            self._recent.popleft()
+        if self._tried[0] < RECENT_VERIFICATIONS:
+            return
+        known = (self._accepted[0] + PRIOR_WEIGHT * self._prior_rate) / (self._tried[0] + PRIOR_WEIGHT)
+        most, since = SURPRISE, None
+        count = right = 0
+        for step_tried, step_accepted in reversed(self._recent):
+            count, right = count + step_tried, right + step_accepted
+            surprise = count * divergence(right / count, known)
+            if surprise > most:
+                most, since = surprise, (count, right)
+        if since is None:
+            return
+        self._tried = [0.0] * self.max_draft_tokens
+        self._accepted = [0.0] * self.max_draft_tokens
+        # this step's own are counted after this
+        self._tried[0], self._accepted[0] = float(since[0] - tried), float(since[1] - accepted)
+        self._recent.clear()
 
     def counts(self, outcomes: Mapping[tuple[int, int], int]) -> tuple[list[int], list[int]]:
         """Requests that tried each position, and that accepted it."""
@@ -108,6 +141,15 @@ class AcceptanceEstimate:
         if self._expected is None:
             self._expected = expected_tokens(self.rates())
         return self._expected
+
+
+def divergence(rate: float, other: float) -> float:
+    """Kullback-Leibler divergence of a coin of `rate` from one of `other`, in nats."""
+    total = 0.0
+    for p, q in ((rate, other), (1 - rate, 1 - other)):
+        if p > 0:
+            total += p * math.log(p / max(q, 1e-9))
+    return total
 
 
 def expected_tokens(rates: Sequence[float]) -> list[float]:

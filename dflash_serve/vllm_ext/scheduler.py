@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,17 @@ if TYPE_CHECKING:
     from vllm.v1.outputs import ModelRunnerOutput
 
 logger = logging.getLogger("vllm.dflash_serve")
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A step on its way."""
+
+    began: float
+    draft_tokens: int
+    """That it verifies for each request (K)."""
+    alone: bool
+    """Whether it decodes, the same K for all, and does nothing else."""
 
 
 class AdaptiveScheduler(Scheduler):
@@ -50,10 +62,11 @@ class AdaptiveScheduler(Scheduler):
             # ranks that verify different numbers of tokens would wait for each other forever
             logger.warning("draft length: fixed at %d under data parallelism", self.num_spec_tokens)
             self.draft_length.force(self.num_spec_tokens)
-        self._steps: dict[int, tuple[float, int]] = {}
+        self._steps: dict[int, Scheduled] = {}
+        """Those not yet observed, in the order in which they were scheduled."""
         self._schedule_began = 0.0
         self._last_output = 0.0
-        self._last_was_uniform = False
+        self._last_was_alone = not isinstance(self, AsyncScheduler)
         self._next_draft_tokens = self.num_spec_tokens
         report = os.environ.get(REPORT_VARIABLE)
         self._report_to = Path(report) if report else None
@@ -73,7 +86,10 @@ class AdaptiveScheduler(Scheduler):
         if requests:
             chosen = self.draft_length.choose(requests, self._schedule_began)
             # what this step verifies was chosen the last time
-            self._steps[id(scheduler_output)] = (self._schedule_began, self._next_draft_tokens)
+            verified = self._next_draft_tokens
+            self._steps[id(scheduler_output)] = Scheduled(
+                self._schedule_began, verified, decodes_alone(scheduler_output, verified)
+            )
             self._next_draft_tokens = chosen
             scheduler_output.num_spec_tokens_to_schedule = chosen
         super()._update_after_schedule(scheduler_output)
@@ -83,7 +99,7 @@ class AdaptiveScheduler(Scheduler):
     ) -> dict[int, EngineCoreOutputs]:
         step = self._steps.pop(id(scheduler_output), None)
         if step is not None:
-            self._observe(scheduler_output, model_runner_output, *step)
+            self._observe(scheduler_output, model_runner_output, step)
         result: dict[int, EngineCoreOutputs] = super().update_from_output(scheduler_output, model_runner_output)
         now = time.monotonic()
         if self._report_to is not None and (
@@ -93,21 +109,19 @@ class AdaptiveScheduler(Scheduler):
             write_report(self._report_to, self.draft_length.report())
         return result
 
-    def _observe(self, scheduled: SchedulerOutput, output: ModelRunnerOutput, began: float, draft_tokens: int) -> None:
-        now = time.monotonic()
-        seconds = now - max(began, self._last_output)
+    def _observe(self, scheduled: SchedulerOutput, output: ModelRunnerOutput, step: Scheduled) -> None:
+        now, draft_tokens = time.monotonic(), step.draft_tokens
+        seconds = now - max(step.began, self._last_output)
         self._last_output = now
         drafts = scheduled.scheduled_spec_decode_tokens
         requests = len(scheduled.num_scheduled_tokens)
         outcomes, decoded = count_outcomes(drafts, output, scheduled.num_invalid_spec_tokens, draft_tokens)
-        uniform = scheduled.total_num_scheduled_tokens == requests * (1 + draft_tokens) and (
-            draft_tokens == 0 or len(drafts) == requests
-        )
-        # when steps overlap, what a prefill step leaves to the drafter is still done as the next one begins
-        clean = uniform and (self._last_was_uniform or not isinstance(self, AsyncScheduler))
-        self._last_was_uniform = uniform
+        # Where steps overlap, what a prefill step leaves to the drafter is still done as the next one begins, and a
+        # step's end is seen late when the one after it, a prefill, was being launched.
+        clean = step.alone and self._last_was_alone and all(later.alone for later in self._steps.values())
+        self._last_was_alone = step.alone or not isinstance(self, AsyncScheduler)
         if decoded:
-            running, alone = (requests if uniform else decoded), (seconds if clean else None)
+            running, alone = (requests if step.alone else decoded), (seconds if clean else None)
             steady = draft_tokens == scheduled.num_spec_tokens_to_schedule
             self.draft_length.observe(running, draft_tokens, outcomes, alone, since_last=seconds, steady=steady)
             if self.on_step is not None:
@@ -116,6 +130,14 @@ class AdaptiveScheduler(Scheduler):
 
 class AdaptiveAsyncScheduler(AdaptiveScheduler, AsyncScheduler):
     """The same over vLLM's asynchronous scheduler, which GPUs run."""
+
+
+def decodes_alone(scheduled: SchedulerOutput, draft_tokens: int) -> bool:
+    """Whether a step verifies `draft_tokens` for each of its requests and does nothing else."""
+    requests = len(scheduled.num_scheduled_tokens)
+    return scheduled.total_num_scheduled_tokens == requests * (1 + draft_tokens) and (
+        draft_tokens == 0 or len(scheduled.scheduled_spec_decode_tokens) == requests
+    )
 
 
 def count_outcomes(

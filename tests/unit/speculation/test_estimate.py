@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from dflash_serve.speculation.estimate import (
     PRIOR_RATE,
     AcceptanceEstimate,
+    divergence,
     expected_tokens,
     rate_of_length,
 )
@@ -97,3 +99,31 @@ def test_steps_without_drafts_change_nothing_but_age() -> None:
     before = estimate.rates()
     estimate.observe({}, 0.5)
     assert estimate.rates() == before
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.9, 0.0), (0.02, 0.95)])
+def test_a_drafter_that_breaks_or_recovers_is_seen_within_a_few_verifications(before: float, after: float) -> None:
+    """One request: averaged with the 64 before, it would take a hundred."""
+    estimate, rng = AcceptanceEstimate(3), random.Random(3)
+    for _ in range(100):
+        estimate.observe(step([before] * 3, 3, 1, rng), 0.02)
+    for _ in range(10):
+        estimate.observe(step([after] * 3, 3, 1, rng), 0.02)
+    assert estimate.rates()[0] == pytest.approx(after, abs=0.15)
+
+
+def test_luck_is_not_a_surprise() -> None:
+    """What changes no more than chance has it is averaged: an estimate begun anew every now and then would be noise."""
+    estimate, rng = AcceptanceEstimate(3), random.Random(4)
+    seen = []
+    for index in range(3000):
+        estimate.observe(step([0.75] * 3, 3, 1, rng), 0.02)
+        if index > 100:
+            seen.append(estimate.rates()[0])
+    assert min(seen) > 0.5
+    assert max(seen) < 0.95
+
+
+def test_divergence_is_that_of_two_coins() -> None:
+    assert divergence(0.5, 0.5) == 0
+    assert divergence(1.0, 0.5) == pytest.approx(math.log(2))

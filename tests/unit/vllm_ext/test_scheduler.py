@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from dflash_serve.vllm_ext.scheduler import AdaptiveAsyncScheduler, AdaptiveScheduler, count_outcomes
+from dflash_serve.vllm_ext.scheduler import (
+    AdaptiveAsyncScheduler,
+    AdaptiveScheduler,
+    Scheduled,
+    count_outcomes,
+    decodes_alone,
+)
 
 
 def output(**sampled: list[int]) -> Any:
@@ -15,6 +21,52 @@ def output(**sampled: list[int]) -> Any:
     return SimpleNamespace(
         sampled_token_ids=list(sampled.values()), req_id_to_index={name: i for i, name in enumerate(sampled)}
     )
+
+
+def scheduled(tokens: list[int], drafts: int = 0) -> Any:
+    """Of vLLM's SchedulerOutput, what is read: tokens by request, and how many requests have drafts."""
+    names = [f"request-{index}" for index in range(len(tokens))]
+    return SimpleNamespace(
+        num_scheduled_tokens=dict(zip(names, tokens, strict=True)),
+        total_num_scheduled_tokens=sum(tokens),
+        scheduled_spec_decode_tokens={name: [1] for name in names[:drafts]},
+        num_invalid_spec_tokens=None,
+        num_spec_tokens_to_schedule=3,
+    )
+
+
+def test_a_step_decodes_alone_when_all_its_requests_verify_as_many() -> None:
+    assert decodes_alone(scheduled([1, 1]), 0)
+    assert decodes_alone(scheduled([4, 4], drafts=2), 3)
+    assert not decodes_alone(scheduled([4, 1], drafts=1), 3)
+    assert not decodes_alone(scheduled([4, 100], drafts=1), 3)
+    assert not decodes_alone(scheduled([4], drafts=0), 3), "four tokens of a prompt"
+
+
+@pytest.mark.parametrize(
+    ("kind", "others", "counts"),
+    [
+        (AdaptiveScheduler, [True, True], [True, True, True]),
+        (AdaptiveAsyncScheduler, [True, True], [True, True, True]),
+        (AdaptiveAsyncScheduler, [False, True], [False, False, False]),
+        (AdaptiveAsyncScheduler, [True, False], [True, False, False]),
+    ],
+)
+def test_where_steps_overlap_one_beside_a_prefill_tells_no_cost(
+    kind: type, others: list[bool], counts: list[bool]
+) -> None:
+    """A step, then two of which the next is launched before the one before it has ended."""
+    scheduler: Any = object.__new__(kind)
+    times: list[bool] = []
+    scheduler.draft_length = SimpleNamespace(observe=lambda *args, **_: times.append(args[3] is not None))
+    scheduler._last_output, scheduler._last_was_alone, scheduler.on_step = 0.0, True, None
+    steps = {index: Scheduled(0.0, 3, alone) for index, alone in enumerate([True, *others])}
+    scheduler._steps = dict(steps)
+    for index, step in steps.items():
+        # only the next one is on its way by then
+        scheduler._steps = {index + 1: steps[index + 1]} if index + 1 in steps else {}
+        scheduler._observe(scheduled([4], drafts=1), output(**{"request-0": [9]}), step)
+    assert times == counts
 
 
 def test_accepted_tokens_are_those_before_the_bonus_token() -> None:
