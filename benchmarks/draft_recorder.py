@@ -31,11 +31,12 @@ def record_drafts(llm: Any) -> list[Draft]:
         runner = worker.model_runner
         proposer = getattr(runner, "speculator", None) or runner.drafter
         propose = proposer.propose
-        signature = inspect.signature(propose)
+        signature = _signature(proposer)
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
             given = signature.bind(*args, **kwargs).arguments
-            if given.get("dummy_run"):
+            # our V2 worker, where it leaves the block out, returns old drafts
+            if given.get("dummy_run") or not getattr(proposer, "draft_is_wanted", True):
                 return propose(*args, **kwargs)
             if "input_batch" in given:  # V2
                 batch = given["input_batch"]
@@ -47,10 +48,22 @@ def record_drafts(llm: Any) -> list[Draft]:
                 position -= int(rejected[0]) if rejected is not None else 0
                 bonus = int(given["next_token_ids"][0])
             tokens = propose(*args, **kwargs)
-            drafts.append(Draft(position, bonus, tokens[0].tolist()))
+            # and our V1 worker none
+            if tokens.shape[1]:
+                drafts.append(Draft(position, bonus, tokens[0].tolist()))
             return tokens
 
         proposer.propose = recorded
 
     llm.collective_rpc(install)
     return drafts
+
+
+def _signature(proposer: Any) -> inspect.Signature:
+    """That of vLLM's own `propose`: our workers' subclasses name some of its arguments and hand on the rest."""
+    for owner in type(proposer).__mro__:
+        if "propose" in vars(owner):
+            signature = inspect.signature(vars(owner)["propose"].__get__(proposer))
+            if not any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()):
+                return signature
+    raise TypeError(f"no class of {type(proposer).__name__} names the arguments of `propose`")

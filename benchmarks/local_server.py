@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from dflash_serve.bench.servers import COMMAND, START_SECONDS, Server, free_port, running, tail
@@ -61,7 +62,10 @@ def serving(
 
 def session_folder(server: Server) -> Path:
     """The Ray session that the server's process started: the newest with its process id in the name."""
-    sessions = sorted(Path("/tmp/ray").glob(f"session_*_{server.process.pid}"))
+    # where Ray puts it depends on the variables that the server was started with, not on ours
+    variables = psutil.Process(server.process.pid).environ()
+    folder = Path(variables.get("RAY_TMPDIR", variables.get("TMPDIR", "/tmp"))) / "ray"
+    sessions = sorted(folder.glob(f"session_*_{server.process.pid}"))
     return sessions[-1]
 
 

@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import logging
 import os
-import random
 import re
 import shutil
 import signal
@@ -57,8 +56,11 @@ REPLICA_PORTS = (30000, 31000)
 REPLICA_PORT_BLOCK = 50
 LONGEST_HAPROXY_BASE = 97 - len(f"/dflash-{'x' * 8}/{'f' * 56}/admin.sock")
 """Characters of the folder that holds HAProxy's; `f` stands for a Ray node's id."""
+STATS_PORT, METRICS_PORT = 8404, 9101
+"""HAProxy's, where no other session of the machine has them."""
 
 console = Console(stderr=True, highlight=False)
+_claims: list[socket.socket] = []
 
 
 def run(config_path: Path, *, address: str | None, plain: bool) -> int:
@@ -178,24 +180,48 @@ def _stop_haproxy() -> None:
 
 
 def _ports_of_our_own() -> dict[str, int]:
-    """Ports, by Ray's environment variables, that no other session of this machine listens on.
+    """Ports, by Ray's environment variables, that no other session of this machine listens on or is about to.
 
     Ray gives every session the same, and its replicas and fallback proxies share them silently (SO_REUSEPORT): two
-    sessions would answer each other's requests.
+    sessions would answer each other's requests. HAProxy does not share, and the second session's would end.
     """
-    blocks = list(range(*REPLICA_PORTS, REPLICA_PORT_BLOCK))
-    # two sessions that start together see the same blocks free
-    random.shuffle(blocks)
+    blocks = range(*REPLICA_PORTS, REPLICA_PORT_BLOCK)
     free = (first for first in blocks if all(_free_port(p) for p in range(first, first + REPLICA_PORT_BLOCK)))
-    first = next(free, REPLICA_PORTS[0])
+    # a block is claimed by its first port
+    first = next(filter(_claim, free), REPLICA_PORTS[0])
     return {
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": first,
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": first + REPLICA_PORT_BLOCK - 1,
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": _free_port(),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": _free_port(),
-        "RAY_SERVE_HAPROXY_STATS_PORT": _free_port(8404) or _free_port(),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": _free_port(9101) or _free_port(),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": _own_port(),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": _own_port(),
+        "RAY_SERVE_HAPROXY_STATS_PORT": _own_port(STATS_PORT),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": _own_port(METRICS_PORT),
     }
+
+
+def _own_port(wanted: int = 0) -> int:
+    """`wanted` when it is free and claimed by no other session, else any such port."""
+    if wanted and _free_port(wanted) and _claim(wanted):
+        return wanted
+    while not _claim(port := _free_port()):
+        pass
+    return port
+
+
+def _claim(port: int) -> bool:
+    """Whether the port is this session's from now until its process ends, by which it is bound or not needed.
+
+    A claim is a socket's name in Linux's abstract space: no file, one space for all who share the ports (users,
+    containers on the host's network), and the kernel takes it back.
+    """
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        claim.bind(f"\0dflash-serve-port-{port}")
+    except OSError:
+        claim.close()
+        return False
+    _claims.append(claim)
+    return True
 
 
 def _free_port(port: int = 0) -> int:

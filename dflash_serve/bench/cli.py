@@ -6,7 +6,8 @@ import asyncio
 import importlib.util
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -110,14 +111,8 @@ def run(
     described = served | {
         "requests": requests + ("" if thinking is None else f", thinking {'on' if thinking else 'off'}")
     }
-    _measure(
-        stages,
-        load,
-        rounds,
-        lambda measured: Report(RUN, about(servers_here=pair, **described), synthetic, AUTOREGRESSIVE, measured),
-        out,
-        AUTOREGRESSIVE,
-    )
+    empty = Report(RUN, about(servers_here=pair, **described), synthetic, AUTOREGRESSIVE, [])
+    _measure(stages, load, rounds, empty, out)
 
 
 @app.command()
@@ -162,14 +157,8 @@ def overhead(
         "requests": f"{words} random words, {max_tokens} tokens; {per_stream} a stream, at least {samples}; "
         f"{rounds} round(s)",
     }
-    _measure(
-        stages,
-        load,
-        rounds,
-        lambda measured: Report(OVERHEAD, about(servers_here=True, **described), synthetic, front_end.VLLM, measured),
-        out,
-        front_end.VLLM,
-    )
+    empty = Report(OVERHEAD, about(servers_here=True, **described), synthetic, front_end.VLLM, [])
+    _measure(stages, load, rounds, empty, out)
 
 
 @app.command()
@@ -189,11 +178,10 @@ def report(
     _write(found, out or file.with_suffix(""))
 
 
-def _measure(
-    stages: Sequence[Stage], load: Load, rounds: int, made: Callable[[list[Sample]], Report], out: Path, baseline: str
-) -> None:
-    """Runs and writes the report, also of a run that is cut short. Exits with 1 when anything failed."""
+def _measure(stages: Sequence[Stage], load: Load, rounds: int, empty: Report, out: Path) -> None:
+    """Runs, fills the report and writes it, also of a run that is cut short. Exits with 1 when anything failed."""
     from dflash_serve.bench.client import EndpointError
+    from dflash_serve.bench.report import write_json
     from dflash_serve.bench.run import run as run_stages
     from dflash_serve.bench.servers import ServerError
     from dflash_serve.bench.view import View, make_console
@@ -203,9 +191,17 @@ def _measure(
     signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     measured: list[Sample] = []
     problem = ""
+
+    def found(problem: str) -> Report:
+        more = {"not complete": problem.split("\n")[0].rstrip(":")} if problem else {}
+        return replace(empty, about=empty.about | more, samples=measured)
+
+    def keep() -> None:
+        write_json(found("killed, or still at it"), out)
+
     try:
-        with View(make_console(), baseline) as view:
-            asyncio.run(run_stages(stages, load, rounds, view, measured))
+        with View(make_console(), empty.baseline) as view:
+            asyncio.run(run_stages(stages, load, rounds, view, measured, keep))
     except (EndpointError, ServerError) as error:
         problem = str(error)
     except KeyboardInterrupt:
@@ -214,10 +210,7 @@ def _measure(
     if not problem and failed:
         problem = f"{len(failed)} requests failed; the first: {failed[0]}"
     if measured:
-        found = made(measured)
-        if problem:
-            found.about["not complete"] = problem.split("\n")[0].rstrip(":")
-        _write(found, out)
+        _write(found(problem), out)
     if problem:
         _fail(problem)
 

@@ -9,6 +9,8 @@ import os
 import platform
 import re
 import statistics
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -84,17 +86,25 @@ class Report:
             raise ValueError(f"{path}: not a report of `dflash-serve bench` ({error!r})") from None
 
 
-def write(report: Report, out: Path) -> list[Path]:
-    """`out` with .json, .md, .html, and -<picture>.png and .svg; returns them."""
+def write_json(report: Report, out: Path) -> Path:
+    """`out` with .json; one that is there is whole until this one is."""
     out.parent.mkdir(parents=True, exist_ok=True)
     # a line a sample: short files, readable differences
     rest = json.dumps({name: value for name, value in report.to_json().items() if name != "samples"}, indent=1)
     lines = ",\n".join("  " + json.dumps(s.to_json(), separators=(",", ":")) for s in report.samples)
-    texts = {".json": f'{rest[:-2]},\n "samples": [\n{lines}\n ]\n}}\n'}
+    path, part = (out.with_name(out.name + suffix) for suffix in (".json", ".json.part"))
+    part.write_text(f'{rest[:-2]},\n "samples": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+    return part.replace(path)
+
+
+def write(report: Report, out: Path) -> list[Path]:
+    """`out` with .json, .md, .html, and -<picture>.png and .svg; returns them."""
+    written = [write_json(report, out)]
     figures = draw(report.rows, overhead=report.kind == OVERHEAD, baseline=report.baseline, samples=report.samples)
-    texts[".md"] = markdown(report, [f"{out.name}-{figure.name}.png" for figure in figures])
-    texts[".html"] = page(report, figures)
-    written = []
+    texts = {
+        ".md": markdown(report, [f"{out.name}-{figure.name}.png" for figure in figures]),
+        ".html": page(report, figures),
+    }
     for suffix, text in texts.items():
         path = out.with_name(out.name + suffix)
         path.write_text(text, encoding="utf-8")
@@ -161,11 +171,12 @@ def about(*, servers_here: bool, **described: str) -> dict[str, str]:
 
 
 def _gpus() -> list[str]:
-    try:
-        import torch
-    except ImportError:  # a client alone
-        return []
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    """Asked in a process of its own: servers are measured after it, and CUDA may keep some of a GPU's memory."""
+    program = "import torch; [print(torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())]"
+    # torch is not there where this is a client alone
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    ).stdout.splitlines()
 
 
 def _versions(*names: str) -> Iterator[str]:

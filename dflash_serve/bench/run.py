@@ -125,8 +125,10 @@ def ordered(stages: Sequence[Stage], number: int) -> list[Stage]:
     return list(stages) if number % 2 == 0 else list(reversed(stages))
 
 
-async def run(stages: Sequence[Stage], load: Load, rounds: int, view: View, samples: list[Sample]) -> None:
-    """Puts each cell into `samples` when it is measured, so that a run cut short leaves what it found.
+async def run(
+    stages: Sequence[Stage], load: Load, rounds: int, view: View, samples: list[Sample], keep: Callable[[], None]
+) -> None:
+    """Puts each cell into `samples` when it is measured and calls `keep`, so that a run cut short leaves what it found.
 
     Raises EndpointError or ServerError.
     """
@@ -154,6 +156,7 @@ async def run(stages: Sequence[Stage], load: Load, rounds: int, view: View, samp
                                 done=view.advance,
                             )
                             samples.append(sample)
+                            keep()
                             view.show(samples)
 
 

@@ -11,6 +11,8 @@ from benchmarks.local_server import Server, serving
 
 API_KEYS = ("test-key-one", "test-key-two")
 TRAFFIC_CLASSES = ("chat", "batch")
+MAX_REQUESTS = 12
+"""At once; more are shed."""
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> It
     """`dflash-serve up` with the bundled pair, float32, API keys, few requests at once, and all that is observed."""
     args = {
         "auth": {"keys_env": "DFLASH_TEST_KEYS"},
-        "limits": {"max_concurrent_requests": 12, "max_output_tokens": 256, "max_body_bytes": 100_000},
+        "limits": {"max_concurrent_requests": MAX_REQUESTS, "max_output_tokens": 256, "max_body_bytes": 100_000},
         "metrics": {
             "acceptance_window_seconds": 20,
             "traffic_classes": list(TRAFFIC_CLASSES),

@@ -20,6 +20,7 @@ from benchmarks.local_server import ROOT
 from dflash_serve import demo
 from dflash_serve.training.drafter import DFlashDrafter
 from dflash_serve.training.reference import draft_block
+from tests.integration.v2_engine import WORKER as ADAPTIVE_V2_WORKER
 
 pytestmark = pytest.mark.integration
 
@@ -186,13 +187,13 @@ def test_without_the_plugin_they_are_not(
     assert equal < drafted / 2, "vLLM normalises Gemma's embeddings itself now: gemma_drafter can go"
 
 
-@pytest.mark.parametrize("pad_groups", [False, True])
+@pytest.mark.parametrize(("pad_groups", "worker"), [(False, "auto"), (True, ADAPTIVE_V2_WORKER)])
 def test_under_the_runner_of_gpus_they_are_too(
-    tiny_pair: tuple[Path, Path], gemma_reference: Reference, tmp_path: Path, pad_groups: bool
+    tiny_pair: tuple[Path, Path], gemma_reference: Reference, tmp_path: Path, pad_groups: bool, worker: str
 ) -> None:
     """With sliding and full layers in one drafter, as Gemma-4's has them. The window is longer than the prompts here,
     and vLLM is told that sliding layers see the whole block too: it makes them causal otherwise, as it takes Gemma-4's
-    to have been trained."""
+    to have been trained. With vLLM's worker, and as a Gemma-4 profile has it: with ours and padded groups."""
     target, drafter = tiny_pair
     mixed = tmp_path / "mixed"
     shutil.copytree(drafter, mixed)
@@ -205,9 +206,10 @@ def test_under_the_runner_of_gpus_they_are_too(
     config["dflash_config"] |= {"causal": False}
     (mixed / "config.json").write_text(json.dumps(config))
     some = gemma_prompts()[:4]
-    answers = run(tmp_path, target, mixed, some, v2=True, pad_groups=pad_groups)
+    answers = run(tmp_path, target, mixed, some, v2=True, pad_groups=pad_groups, worker_cls=worker)
     log = (tmp_path / "log").read_text()
     assert ("KV cache groups: " in log) == pad_groups
+    assert ("DFlash drafter: left out" in log) == (worker == ADAPTIVE_V2_WORKER)
     equal, drafted = count_equal(
         [pair for answer, prompt in zip(answers, some, strict=True) for pair in gemma_reference.drafts(answer, prompt)]
     )

@@ -25,7 +25,7 @@ from dflash_serve.monitoring.preview import concrete
 from dflash_serve.monitoring.prometheus import Prometheus, running
 from dflash_serve.monitoring.rules import ACCEPTANCE, VERIFICATIONS, RuleParameters
 from tests.integration.bad_drafter import shuffled_drafter
-from tests.integration.conftest import API_KEYS, TRAFFIC_CLASSES
+from tests.integration.conftest import API_KEYS, MAX_REQUESTS, TRAFFIC_CLASSES
 
 pytestmark = [pytest.mark.integration, pytest.mark.prometheus]
 
@@ -44,6 +44,7 @@ SECRETS = ("canary-prompt", "canary-user", *API_KEYS)
 NEVER = {metrics.VLLM_PREEMPTIONS, metrics.AUTOREGRESSIVE_SECONDS}
 """Counters that may have nothing to count here, and Ray exports no zero: nothing is preempted, all steps draft."""
 TRACE = "0af7651916cd43dd8448eb211c80319c"
+MAX_TOKENS = 32
 QUESTION = "Take your time, and leave no number out. " * 30 + f"Count from 1 to 40. {SECRETS[0]}"
 """Longer than two blocks of the KV cache (128 tokens on CPU), so that the prefix cache has something to find: with a
 drafter, vLLM computes the last block that it finds anew."""
@@ -71,7 +72,7 @@ async def keep_busy(server: Server, model: str, key: str, enough: asyncio.Event,
                 "model": model,
                 "messages": [{"role": "user", "content": QUESTION}],
                 "temperature": 0,
-                "max_tokens": 32,
+                "max_tokens": MAX_TOKENS,
                 "user": SECRETS[1],
                 "extra_headers": {"x-dflash-traffic-class": [*TRAFFIC_CLASSES, SECRETS[1]][turn % 3]},
             }
@@ -90,7 +91,9 @@ async def more_than_it_takes(server: Server) -> None:
     """A burst over the limit, and a request that is refused."""
     async with server.async_client(API_KEYS[0]) as client:
         ask = client.chat.completions.create
-        burst = [ask(model=MODEL, messages=[{"role": "user", "content": "Hi"}], max_tokens=2) for _ in range(16)]
+        # what the load asks: a burst of other requests would for a while be most of what acceptance is taken from
+        options: Any = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": MAX_TOKENS}
+        burst = [ask(model=MODEL, **options) for _ in range(MAX_REQUESTS + 4)]
         results = await asyncio.gather(*burst, return_exceptions=True)
         assert any(isinstance(result, openai.RateLimitError) for result in results)
         with suppress(openai.BadRequestError):

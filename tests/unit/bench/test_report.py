@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -12,6 +16,7 @@ from typer.testing import CliRunner
 
 from dflash_serve.bench.report import RUN, Report, markdown
 from dflash_serve.bench.samples import Request, Sample
+from dflash_serve.bench.servers import ServerError
 from dflash_serve.bench.summary import summarise
 from dflash_serve.bench.table import CHIEF_COLUMNS, COLUMNS
 from dflash_serve.bench.view import UNLIMITED, fitting_table
@@ -83,6 +88,51 @@ def test_what_cannot_be_done_is_said_before_anything_starts(arguments: list[str]
     assert result.exit_code == 1
     assert words in result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "sides"),
+    [(["run", "--pair", "--sides", "ar,k=3"], ("AR", "K=3")), (["overhead"], ("vllm serve", "up"))],
+)
+def test_what_was_measured_is_kept_while_the_next_is(
+    command: list[str], sides: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lest a run that is killed leave nothing."""
+    out = tmp_path / "deeper" / "bench"
+    kept: list[Report] = []
+
+    @contextlib.contextmanager
+    def server(*_: object, **__: object) -> Iterator[Any]:
+        yield SimpleNamespace(url="http://x", start_seconds=1.0, cpu_seconds=None)
+
+    async def ready(_: object, endpoint: object, *__: object) -> object:
+        return endpoint
+
+    async def measure(*_: object, side: str, **__: object) -> Sample:
+        if side == sides[1]:
+            kept.append(Report.read(out.with_suffix(".json")))
+            raise ServerError("it fell over:\nlog")
+        return next(sample for sample in measured() if sample.side == "AR")
+
+    monkeypatch.setattr("dflash_serve.bench.report._gpus", lambda: [])
+    for name in ("run.dflash_server", "overhead.dflash_server", "overhead.vllm_server"):
+        monkeypatch.setattr(f"dflash_serve.bench.{name}", server)
+    for name, fake in (("prepare", ready), ("warm_up", ready), ("measure", measure)):
+        monkeypatch.setattr(f"dflash_serve.bench.run.{name}", fake)
+    tasks = ["--tasks", "sample"] if command[0] == "run" else ["--sides", "vllm,up"]
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("profile: smollm2-cpu\n")
+    arguments = [*command, *tasks, "--concurrency", "1,8", "--settings", str(settings), "--out", str(out)]
+    result = CliRunner().invoke(app, ["bench", *arguments])
+    assert result.exit_code == 1
+    assert "it fell over" in result.output
+    (report,) = kept
+    assert len(report.samples) == 2
+    assert report.about["not complete"] == "killed, or still at it"
+    ended = Report.read(out.with_suffix(".json"))
+    assert ended.about == report.about | {"not complete": "it fell over"}
+    assert {path.suffix for path in out.parent.iterdir()} >= {".json", ".md", ".html"}
+    assert not list(out.parent.glob("*.part"))
 
 
 def test_a_narrow_terminal_shows_the_chief_columns_whole() -> None:

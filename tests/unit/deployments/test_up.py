@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 
 from deployments import up
+
+
+@pytest.fixture(autouse=True)
+def claims() -> Iterator[None]:
+    yield
+    release()
+
+
+def release() -> None:
+    """As the end of the process does."""
+    while up._claims:
+        up._claims.pop().close()
 
 
 def test_a_session_takes_no_port_that_is_listened_on() -> None:
@@ -29,11 +44,26 @@ def test_two_sessions_have_ports_of_their_own() -> None:
     assert up.REPLICA_PORTS[0] <= first
     assert last < up.REPLICA_PORTS[1]
     assert len(set(ports.values())) == len(ports) == 4
+    # another that starts before anything is bound
+    other = up._ports_of_our_own()
+    assert not {first, *ports.values()} & set(other.values())
+    release()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", first))
         taken.listen()
-        for _ in range(20):
-            assert up._ports_of_our_own()["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] != first
+        assert up._ports_of_our_own()["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] != first
+
+
+def test_a_port_is_claimed_before_it_is_bound_and_until_its_process_ends() -> None:
+    port = up._free_port()
+    program = f"from deployments import up; print(up._own_port({port}), flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert int(other.stdout.readline()) == port
+        assert up._free_port(port) == port
+        assert up._own_port(port) not in (0, port)
+        other.kill()
+    assert up._own_port(port) == port
 
 
 def test_haproxy_paths_stay_short_where_the_temporary_folder_is_long(
