@@ -6,7 +6,8 @@
 Two engines as a server has them (V2 runner, asynchronous scheduling, a process of their own): the target alone, and
 the pair with its scheduler, which is told K = 15, K = 0, or to choose. Each has so many requests running at all times:
 random prompts of 128 tokens and answers of 256, a new request for each that ends. With two GPUs each engine has its
-own, otherwise the one runs after the other. Works from a checkout that is not installed. FOLDER/rows.jsonl grows as it goes.
+own, otherwise the one runs after the other. Works from a checkout that is not installed. FOLDER/rows.jsonl grows as
+it goes.
 """
 
 from __future__ import annotations
