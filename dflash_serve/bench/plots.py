@@ -23,6 +23,10 @@ class Figure:
     svg: str
 
 
+PANEL_POINTS, LINE_POINTS = 170, 9
+"""Height of a panel's axis, and of a number in it."""
+
+
 def draw(rows: Sequence[Row], *, overhead: bool, baseline: str, samples: Sequence[Sample]) -> list[Figure]:
     """Of a run: speed-up, acceptance by position, latencies; of `bench overhead`: ratio and added time, latencies."""
     drawings: list[tuple[str, Any]] = []
@@ -76,9 +80,6 @@ def _speedup(rows: Sequence[Row]) -> Any:
                 (row.concurrency, row.speedup) for row in rows if (row.task, row.side) == (task, side) and row.speedup
             ]
             _spreads(axis, mine, label=side)
-            for concurrency, value in mine:
-                where = (concurrency, value.median)
-                axis.annotate(f"{value.median:.2f}", where, (4, 5), textcoords="offset points", fontsize=8)
         published = [(c, value.speedup) for (name, c), value in CARD.items() if name == task]
         if published:
             axis.plot(*zip(*published, strict=True), "--", color="grey", marker=".", label="card (B300, Gemma-4-31B)")
@@ -87,10 +88,27 @@ def _speedup(rows: Sequence[Row]) -> Any:
         axis.set_title("all tasks" if task == ALL else task)
         _concurrency_axis(axis, sorted({row.concurrency for row in rows} | {c for c, _ in published}))
         axis.set_ylabel("tokens/s over autoregressive")
-    for axis in axes:
+    for axis, task in zip(axes, tasks, strict=True):
         axis.set_ylim(0, top * 1.12)
+        for concurrency in {row.concurrency for row in rows}:
+            ratios = [
+                r.speedup.median
+                for r in rows
+                if (r.task, r.concurrency) == (task, concurrency) and r.speedup is not None
+            ]
+            _numbers(axis, concurrency, ratios, top * 1.12 / PANEL_POINTS)
     axes[0].legend(fontsize=8)
     return figure
+
+
+def _numbers(axis: Any, at: float, values: Sequence[float], per_point: float) -> None:
+    """Each value beside its place, pushed up where it would cover the one below. `per_point`: of the axis, a point."""
+    free = float("-inf")
+    for value in sorted(values):
+        place = max(value / per_point, free)
+        free = place + LINE_POINTS
+        offset = (6, place - value / per_point - 2)
+        axis.annotate(f"{value:.2f}", (at, value), offset, textcoords="offset points", fontsize=8)
 
 
 def _acceptance(rows: Sequence[Row]) -> Any:
