@@ -31,7 +31,7 @@ LONGEST = 15
 PROMPT_TOKENS, OUTPUT_TOKENS = 128, 256
 SETTLE_SECONDS = 1.5
 BROKEN = "broken drafter"
-CONTROL, REPORT = "DFLASH_BENCHMARK_CONTROL", "DFLASH_DRAFT_LENGTH_REPORT"
+CONTROL = "DFLASH_BENCHMARK_CONTROL"
 CONTROL_SECONDS = 0.02
 
 
@@ -131,16 +131,13 @@ def cells(tasks: list[str], loads: list[int], longest: int) -> Iterator[tuple[st
 
 def measure(folder: Path, side: str, tasks: list[str], loads: list[int], seconds: float, *, tiny: bool) -> None:
     """One engine, all its cells."""
-    import dataclasses
-
     from vllm import LLM
-    from vllm.engine.arg_utils import EngineArgs
 
     from dflash_serve.settings import Cluster, resolve
     from dflash_serve.settings.profiles import merge
-    from dflash_serve.settings.translate import engine_kwargs
+    from dflash_serve.settings.translate import engine_args
     from dflash_serve.speculation.estimate import rate_of_length
-    from dflash_serve.speculation.report import read_report
+    from dflash_serve.speculation.report import REPORT_VARIABLE, read_report
 
     args = settings_args(folder / "models", profile="gemma4-31b-h200", tiny=tiny)
     speculation: dict[str, Any] = {"mode": "off"}
@@ -152,11 +149,10 @@ def measure(folder: Path, side: str, tasks: list[str], loads: list[int], seconds
     if not tiny:
         args = merge(args, {"engine": {"max_model_len": 8192}})
     settings = resolve(args, Cluster(cpus=1, gpus={})).settings
-    known = {field.name for field in dataclasses.fields(EngineArgs)}
-    arguments = {name: value for name, value in engine_kwargs(settings).items() if name in known}
+    arguments = engine_args(settings)
     control, report = folder / f"control-{side}", folder / f"report-{side}.json"
     control.write_text("")
-    os.environ |= {CONTROL: str(control), REPORT: str(report), "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
+    os.environ |= {CONTROL: str(control), REPORT_VARIABLE: str(report), "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
     if side == DRAFTING:
         arguments["scheduler_cls"] = "benchmarks.adaptive_gpu.ToldScheduler"
     started = time.monotonic()

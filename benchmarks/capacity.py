@@ -7,11 +7,13 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from dflash_serve.bench.card import acceptance_length
+
 MEASURED = Path(__file__).parent / "results" / "adaptive-h200" / "rows.jsonl"
 """One H200, 2026-11-25: the engine without HTTP (`python -m benchmarks.adaptive_gpu`)."""
-TEXTS = {"chat": 4.23, "maths": 8.59}
-"""Acceptance lengths with 15 draft tokens that the run was given: MT-Bench and Math500 on the drafter's card (B300)."""
 TASKS = {"chat": "mt_bench", "maths": "math500"}
+TEXTS = {text: acceptance_length(task) for text, task in TASKS.items()}
+"""Acceptance lengths with 15 draft tokens that the run was given: those of the drafter's card (B300)."""
 AR, FIXED, ADAPTIVE = "AR", "K=15", "adaptive"
 SIDES = {FIXED: "15 draft tokens", ADAPTIVE: "adaptive"}
 LOADS = (8, 32, 64, 128)

@@ -107,6 +107,7 @@ def phases(text: str) -> dict[str, float]:
 
 def serve_part(folder: Path, args: dict[str, Any], result: Result, *, tiny: bool) -> None:
     from benchmarks.local_server import serving, session_folder, tail
+    from dflash_serve.settings.profiles import merge
 
     # vLLM's CPU sampler has no synthetic acceptance
     speculation = (
@@ -123,7 +124,10 @@ def serve_part(folder: Path, args: dict[str, Any], result: Result, *, tiny: bool
     environment = keep | {"PYTHONPATH": plugin_path(folder)}
     (folder / "serve").mkdir(exist_ok=True)
     with serving(
-        folder / "serve", args | {"speculation": speculation}, environment=environment, start_seconds=START_SECONDS
+        folder / "serve",
+        merge(args, {"speculation": speculation}),
+        environment=environment,
+        start_seconds=START_SECONDS,
     ) as server:
         result.put("serve", seconds_to_first_answer=round(server.start_seconds, 1))
         logs = session_folder(server) / "logs"
@@ -159,19 +163,15 @@ def serve_part(folder: Path, args: dict[str, Any], result: Result, *, tiny: bool
 
 def engine_part(folder: Path, args: dict[str, Any], result: Result, *, tiny: bool) -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    import dataclasses
-
     from vllm import LLM
-    from vllm.engine.arg_utils import EngineArgs
 
     from benchmarks.draft_recorder import record_drafts
     from dflash_serve.preflight.memory import estimate
     from dflash_serve.settings import Cluster, resolve
-    from dflash_serve.settings.translate import engine_kwargs
+    from dflash_serve.settings.translate import engine_args
 
     settings = resolve(args, Cluster(cpus=1, gpus={})).settings
-    known = {field.name for field in dataclasses.fields(EngineArgs)}
-    arguments = {name: value for name, value in engine_kwargs(settings).items() if name in known}
+    arguments = engine_args(settings)
     started = time.monotonic()
     llm = LLM(model=settings.target, disable_log_stats=False, **arguments)
     result.put("engine", start_seconds=round(time.monotonic() - started, 1))

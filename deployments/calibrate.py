@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 import os
@@ -26,7 +25,7 @@ from dflash_serve import demo
 from dflash_serve.hardware import has_gpu
 from dflash_serve.settings import Cluster, Settings, SettingsError
 from dflash_serve.settings.profiles import merge
-from dflash_serve.settings.translate import engine_kwargs, environment
+from dflash_serve.settings.translate import engine_args, environment
 from dflash_serve.speculation.calibration import choose, loads_up_to, surface, worst_loss
 from dflash_serve.speculation.controller import default_choices
 from dflash_serve.speculation.step_cost import StepCosts
@@ -82,11 +81,8 @@ def _settings(config_path: Path, profile: str | None) -> Settings:
 
 
 def _measure(settings: Settings, requests: Sequence[int], steps: int) -> StepCosts:
-    from vllm.engine.arg_utils import EngineArgs
-
     most = settings.engine.get("max_num_seqs", 64)
-    known = {field.name for field in dataclasses.fields(EngineArgs)}
-    engine = {name: value for name, value in engine_kwargs(settings).items() if name in known}
+    engine = engine_args(settings)
     engine["model"] = demo.resolve(settings.target)
     engine["speculative_config"] = engine["speculative_config"] | {"model": demo.resolve(settings.drafter or "")}
     choices = engine["additional_config"]["dflash_serve"]["draft_token_choices"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -67,6 +68,14 @@ def engine_kwargs(settings: Settings) -> dict[str, Any]:
     else:
         arguments.pop("per_request_spec_decode_metrics", None)
     return arguments
+
+
+def engine_args(settings: Settings) -> dict[str, Any]:
+    """Of `engine_kwargs`, the engine's own: what `vllm.LLM` takes. Imports vLLM."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    known = {field.name for field in dataclasses.fields(EngineArgs)}
+    return {name: value for name, value in engine_kwargs(settings).items() if name in known}
 
 
 def adaptive_arguments(settings: Settings) -> dict[str, Any]:

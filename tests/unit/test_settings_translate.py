@@ -69,7 +69,7 @@ def test_the_adaptive_engine_names_each_choice_and_brings_its_own_scheduler() ->
     engine = kwargs_of({"profile": "gemma4-31b-h200"})["engine_kwargs"]
     schedule = engine["speculative_config"]["num_speculative_tokens_per_batch_size"]
     assert [count for _, _, count in schedule] == [15, 7, 5, 3, 1, 0]
-    assert (schedule[0][0], schedule[-1][1]) == (1, engine["max_num_seqs"])
+    assert (schedule[0][0], schedule[-1][1]) == (1, 42)
     assert engine["additional_config"]["dflash_serve"]["draft_token_choices"] == [0, 1, 3, 5, 7, 15]
     for name in ("scheduler_cls", "worker_cls"):
         module, _, attribute = engine[name].rpartition(".")
