@@ -4,8 +4,8 @@
     python -m benchmarks.gemma4_bench overhead --out FOLDER
 
 speed: AR, K = 15 and adaptive at 1, 8, 32, 64 and 128 requests. overhead: `vllm serve`, `up --plain` and `up` at 1, 8,
-32 and 128. Works from a checkout that is not installed. A start takes some 170 s; speed starts 1 + 2 x tasks servers a
-round.
+32 and 128, without a drafter: that sends the most chunks a second. Works from a checkout that is not installed. A start
+takes some 170 s; speed starts 1 + 2 x tasks servers a round.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, help="folder of <task>.jsonl")
     parser.add_argument("--tasks", default="math500,gsm8k,humaneval,mbpp,mt_bench")
+    parser.add_argument("--sides", default="ar,k=15,adaptive", help="of speed")
+    parser.add_argument("--samples", type=int, default=4, help="of speed, a task")
     parser.add_argument("--fronts", default="vllm,plain,up", help="sides of overhead")
     parser.add_argument("--profile", default="gemma4-31b-h200")
-    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--max-tokens", type=int, help="of an answer (speed: 256, overhead: 128)")
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     folder = options.out.resolve()
@@ -39,6 +41,8 @@ def main() -> None:
     # the profile lets 64 run at once
     args["engine"] |= {"max_num_seqs": MOST_AT_ONCE, "max_model_len": 8192}
     args["limits"] = {"max_concurrent_requests": MOST_AT_ONCE}
+    if options.part == "overhead":
+        args["speculation"] = {"mode": "off"}
     settings = folder / "gemma4-shapes.yaml"
     settings.write_text(yaml.safe_dump(args))
     command = [*COMMAND, "bench"]
@@ -47,16 +51,22 @@ def main() -> None:
             "run",
             "--pair",
             "--sides",
-            "ar,k=15,adaptive",
+            options.sides,
             "--tasks",
             options.tasks,
             "--concurrency",
             "1,8,32,64,128",
         ]
-        command += ["--samples", "4", *(["--data", str(options.data)] if options.data else [])]
+        command += ["--samples", str(options.samples), *(["--data", str(options.data)] if options.data else [])]
     else:
-        command += ["overhead", "--samples", "8", "--per-stream", "2", "--sides", options.fronts]
-    command += ["--synthetic", "--settings", str(settings), "--max-tokens", str(options.max_tokens)]
+        command += ["overhead", "--samples", "12", "--sides", options.fronts]
+    command += [
+        "--synthetic",
+        "--settings",
+        str(settings),
+        "--max-tokens",
+        str(options.max_tokens or (256 if options.part == "speed" else 128)),
+    ]
     command += ["--rounds", str(options.rounds), "--out", str(folder / f"gemma4-{options.part}")]
     subprocess.run(command, env=os.environ | {"PYTHONPATH": plugin_path(folder)}, check=True)
 

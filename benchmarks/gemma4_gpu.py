@@ -76,6 +76,7 @@ def settings_args(folder: Path, *, profile: str, tiny: bool) -> dict[str, Any]:
     engine = {
         "dtype": "float32",
         "max_model_len": 1024,
+        "gpu_memory_utilization": 0.3,
         "block_size": 32,
         "prefix_cache_retention_interval": 32,
         "reasoning_parser": "gemma4",

@@ -23,6 +23,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from dflash_serve.speculation.config import AdaptiveConfig
 from dflash_serve.speculation.controller import DraftLengthController
 from dflash_serve.speculation.report import REPORT_SECONDS, REPORT_VARIABLE, write_report
+from dflash_serve.vllm_ext.allocation import quicken
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -56,6 +57,8 @@ class AdaptiveScheduler(Scheduler):
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(vllm_config, *args, **kwargs)
+        if not quicken(self.kv_cache_manager):
+            logger.info("KV cache: vLLM's own manager, with groups of its own kind")
         config = AdaptiveConfig.from_additional(vllm_config.additional_config, self.num_spec_tokens)
         self.draft_length = DraftLengthController(config.choices, config.costs, exploration=config.exploration)
         if self.parallel_config.data_parallel_size > 1:
