@@ -4,7 +4,8 @@
     python -m benchmarks.adaptive_gpu --out FOLDER --draw        the tables and the picture of what FOLDER holds
 
 Two engines as a server has them (V2 runner, asynchronous scheduling, a process of their own): the target alone, and
-the pair with its scheduler, which is told K = 15, K = 0, or to choose. Each has so many requests running at all times:
+the pair with its scheduler, which is told K = 15, K = 0, or to choose. AR has vLLM's own KV cache manager, the pair
+ours, and each is measured with the other as well. Each has so many requests running at all times:
 random prompts of 128 tokens and answers of 256, a new request for each that ends. With two GPUs each engine has its
 own, otherwise the one runs after the other. Works from a checkout that is not installed. FOLDER/rows.jsonl grows as
 it goes.
@@ -34,38 +35,62 @@ LONGER_AT_ONE = 4
 """Times as long a cell of one request takes: its few verifications tell little of the mean."""
 BROKEN = "broken drafter"
 OWN = "own"
+PLAIN, PLAIN_OURS = "AR", "AR, our KV cache manager"
 NO_DRAFT, NO_DRAFT_OWN = "K=0", "K=0, vLLM's KV cache manager"
 CONTROL = "DFLASH_BENCHMARK_CONTROL"
-CONTROL_SECONDS = 0.02
+CONTROL_SECONDS = 0.25
+
+
+class Told:
+    """What the control file says: nothing, or a K, or OWN (vLLM's own KV cache manager), or both."""
+
+    def __init__(self, scheduler: Any) -> None:
+        from dflash_serve.vllm_ext.allocation import QuickKVCacheManager
+
+        self._manager, self._path = scheduler.kv_cache_manager, Path(os.environ[CONTROL])
+        self._ours, self._read_at = QuickKVCacheManager, 0.0
+        if type(self._manager) is not QuickKVCacheManager:
+            raise RuntimeError(f"the engine has vLLM's own KV cache manager ({type(self._manager).__name__})")
+        self.draft_tokens: int | None = None
+
+    def look(self) -> None:
+        """Read it now and then, and have the manager that it says."""
+        if time.monotonic() - self._read_at < CONTROL_SECONDS:
+            return
+        self._read_at = time.monotonic()
+        words = self._path.read_text().split()
+        self.draft_tokens = next((int(word) for word in words if word.isdecimal()), None)
+        kind = self._ours.__base__ if OWN in words else self._ours
+        if type(self._manager) is not kind:
+            self._manager.__class__ = kind
+            self._manager._room.clear()
+            self._manager._cached.clear()
 
 
 class ToldScheduler:
-    """Stands for the adaptive scheduler (`scheduler_cls`) and forces what the control file says.
+    """Stands for the scheduler of its engine (`scheduler_cls`) and does as the control file says."""
 
-    It holds nothing, or a K, or a K and OWN: with vLLM's own KV cache manager.
-    """
+    def __new__(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+        from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+        from vllm.v1.core.sched.scheduler import Scheduler
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         from dflash_serve.vllm_ext.scheduler import AdaptiveScheduler
 
-        scheduler = AdaptiveScheduler(*args, **kwargs)
-        controller, control = scheduler.draft_length, Path(os.environ[CONTROL])
-        manager: Any = scheduler.kv_cache_manager
-        own, ours, read_at = controller.choose, type(manager), 0.0
+        scheduler: Any
+        if vllm_config.speculative_config is not None:
+            scheduler = AdaptiveScheduler(vllm_config, *args, **kwargs)
+        else:
+            ahead = vllm_config.scheduler_config.async_scheduling
+            scheduler = (AsyncScheduler if ahead else Scheduler)(vllm_config, *args, **kwargs)
+        told, own = Told(scheduler), scheduler.schedule
 
-        def choose(requests: int, now: float) -> int:
-            nonlocal read_at
-            if now - read_at > CONTROL_SECONDS:
-                read_at = now
-                words = control.read_text().split()
-                controller.force(int(words[0]) if words else None)
-                kind = ours.__base__ if OWN in words else ours
-                if type(manager) is not kind:
-                    manager.__class__ = kind
-                    manager._room.clear()
-            return own(requests, now)
+        def schedule(*args: Any, **kwargs: Any) -> Any:
+            told.look()
+            if isinstance(scheduler, AdaptiveScheduler):
+                scheduler.draft_length.force(told.draft_tokens)
+            return own(*args, **kwargs)
 
-        controller.choose = choose  # type: ignore[method-assign]
+        scheduler.schedule = schedule
         return scheduler
 
 
@@ -132,7 +157,9 @@ def cells(side: str, tasks: list[str], loads: list[int], longest: int) -> Iterat
     from dflash_serve.bench.card import acceptance_length
 
     if side == AR:
-        yield from (("", 1.0, "AR", "", load) for load in loads)
+        for load in loads:
+            yield "", 1.0, PLAIN, OWN, load
+            yield "", 1.0, PLAIN_OURS, "", load
         return
     for task in tasks:
         length = acceptance_length(task) or 4.0
@@ -170,8 +197,7 @@ def measure(folder: Path, side: str, tasks: list[str], loads: list[int], seconds
     control, report = folder / f"control-{side}", folder / f"report-{side}.json"
     control.write_text("")
     os.environ |= {CONTROL: str(control), REPORT_VARIABLE: str(report), "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
-    if side == DRAFTING:
-        arguments["scheduler_cls"] = "benchmarks.adaptive_gpu.ToldScheduler"
+    arguments["scheduler_cls"] = "benchmarks.adaptive_gpu.ToldScheduler"
     started = time.monotonic()
     llm = LLM(model=settings.target, disable_log_stats=True, **arguments)
     about = {
@@ -248,7 +274,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         if side != "adaptive":
             continue
         row = speed[side, task, requests]
-        ar, fixed = speed.get(("AR", "", requests)), speed.get(("K=15", task, requests))
+        ar, fixed = speed.get((PLAIN, "", requests)), speed.get(("K=15", task, requests))
         own = row["tokens_per_second"]
 
         def over(other: dict[str, Any] | None, own: float = own) -> str:
@@ -267,14 +293,15 @@ def table(rows: list[dict[str, Any]]) -> str:
             ", ".join(f"{k} ({n})" for k, n in steps[:3]),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    head = f"| requests | AR | {NO_DRAFT} | over AR | {NO_DRAFT_OWN} | over AR |"
+    others = [side for side in (PLAIN_OURS, NO_DRAFT, NO_DRAFT_OWN) if any(side == key[0] for key in speed)]
+    head = ["requests", PLAIN, *(name for side in others for name in (side, "over AR"))]
     none = [load for load in LOADS if (NO_DRAFT, "", load) in speed]
     if none:
-        lines += ["", head, "|---|---|---|---|---|---|"]
+        lines += ["", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for load in none:
-        base = speed.get(("AR", "", load))
+        base = speed.get((PLAIN, "", load))
         line = [str(load), f"{base['tokens_per_second']:.0f}" if base else "–"]
-        for side in (NO_DRAFT, NO_DRAFT_OWN):
+        for side in others:
             found = speed.get((side, "", load))
             line.append(f"{found['tokens_per_second']:.0f}" if found else "–")
             line.append(f"{found['tokens_per_second'] / base['tokens_per_second']:.2f}" if found and base else "–")
@@ -292,7 +319,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     panels = figure.subplots(1, len(tasks), squeeze=False)[0]
     for panel, task in zip(panels, tasks, strict=True):
         for side, colour, marker in (("K=15", "tab:gray", "s"), ("adaptive", "tab:green", "o")):
-            loads = [n for n in LOADS if (side, task, n) in speed and ("AR", "", n) in speed]
+            loads = [n for n in LOADS if (side, task, n) in speed and (PLAIN, "", n) in speed]
             if loads:
                 ratios = [speed[side, task, n] / speed["AR", "", n] for n in loads]
                 panel.plot(loads, ratios, color=colour, marker=marker, label=side)

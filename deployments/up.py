@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from dflash_serve import demo
+from dflash_serve.monitoring import latest_session
 from dflash_serve.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -259,7 +260,7 @@ def _wait_until_running(config: ServeDeploySchema, started: float) -> bool:
             if len(states) == len(config.applications) and all(a.status == "RUNNING" for a in states):
                 return True
             waited = time.monotonic() - started
-            status.update(f"loading the model ({waited:.0f} s; logs in /tmp/ray/session_latest/logs/serve)")
+            status.update(f"loading the model ({waited:.0f} s; logs in {latest_session()}/logs/serve)")
             time.sleep(POLL_SECONDS)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dflash_serve.bench.cli import app as bench
-from dflash_serve.monitoring import LATEST_SESSION
+from dflash_serve.monitoring import latest_session
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -89,7 +89,9 @@ def top(
         str | None, typer.Option(help="URL of a Prometheus that scrapes the fleet (default: start one for SESSION).")
     ] = None,
     *,
-    session: Annotated[Path, typer.Option(help="Folder of the Ray session on this machine.")] = LATEST_SESSION,
+    session: Annotated[
+        Path | None, typer.Option(help="Folder of the Ray session on this machine (default: the last one started).")
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Print one view and end.")] = False,
     refresh: Annotated[float, typer.Option(min=0.5, help="Seconds between views.")] = 5,
 ) -> None:
@@ -98,7 +100,9 @@ def top(
 
     from dflash_serve.monitoring.top import run
 
-    raise typer.Exit(run(Console(), url=prometheus, session=session, once=once, refresh_seconds=refresh))
+    raise typer.Exit(
+        run(Console(), url=prometheus, session=session or latest_session(), once=once, refresh_seconds=refresh)
+    )
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from dflash_serve.monitoring import LATEST_SESSION
+from dflash_serve.monitoring import latest_session
 from dflash_serve.monitoring.prometheus import DISCOVERY, Prometheus, PrometheusError, running
 from dflash_serve.monitoring.rules import read_parameters
 
@@ -28,7 +28,7 @@ GRAFANA_HOMES = (Path("/usr/share/grafana"), Path("/usr/local/share/grafana"))
 def main() -> int:
     """Run until interrupted. Returns the exit status: 1 when it cannot start."""
     parser = argparse.ArgumentParser(prog="python -m dflash_serve.monitoring.local", description=__doc__)
-    parser.add_argument("--session", type=Path, default=LATEST_SESSION, help="folder of the Ray session")
+    parser.add_argument("--session", type=Path, default=latest_session(), help="folder of the Ray session")
     parser.add_argument("--port", type=int, default=9090, help="Prometheus' port on this machine (default 9090)")
     parser.add_argument("--grafana-port", type=int, default=3000, help="Grafana's port (default 3000)")
     options = parser.parse_args()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dflash_serve.speculation.estimate import AcceptanceEstimate, expected_tokens
-from dflash_serve.speculation.step_cost import StepCostModel, StepCosts, band
+from dflash_serve.speculation.step_cost import StepCostModel, StepCosts, Stretches, band
 
 CANDIDATES = (0, 1, 2, 3, 5, 7, 11, 15, 23, 31)
 EXPLORATION = 0.005
@@ -71,6 +71,7 @@ class DraftLengthController:
             raise ValueError(f"choices must rise from 0 or more to 1 or more; they are {list(choices)}")
         self.choices = tuple(choices)
         self.costs = StepCostModel(costs, self.choices)
+        self._stretches = Stretches(self.costs)
         self.acceptance = estimate or AcceptanceEstimate(self.choices[-1])
         self.totals = Totals()
         self._exploration = exploration
@@ -130,16 +131,21 @@ class DraftLengthController:
         seconds: float | None,
         *,
         since_last: float,
+        prefill_tokens: int = 0,
+        prompts_ended: int = 0,
         steady: bool = True,
     ) -> None:
         """What a step that decoded gave.
 
         Args:
-            requests: That decoded in it.
+            requests: That gave tokens in it.
             draft_tokens: K of the step.
             outcomes: (draft tokens verified, draft tokens accepted) -> how many requests.
-            seconds: What it took; None when it did something else as well (prefill).
+            seconds: What it took; None when it did something else as well (prefill), or one next to it that blurs its
+                time.
             since_last: Seconds since the step before it ended, or since this one began if the engine was idle.
+            prefill_tokens: Of prompts, that it computed as well.
+            prompts_ended: How many of `requests` gave their first token, and did not decode.
             steady: Whether it drafted as many tokens as it verified; its time belongs to no single K otherwise.
         """
         totals = self.totals
@@ -158,7 +164,16 @@ class DraftLengthController:
         if draft_tokens == 0:
             totals.autoregressive_seconds += since_last
         if seconds is not None and steady:
+            self._stretches.pass_by()
             self.costs.observe(requests, draft_tokens, seconds)
+        elif steady and requests > prompts_ended:
+            self._stretches.add(requests - prompts_ended, draft_tokens, since_last, prefill_tokens)
+        else:
+            self._stretches.end()
+
+    def observe_no_decoding(self) -> None:
+        """A step gave no token: chunks of prompts alone."""
+        self._stretches.end()
 
     def report(self) -> dict[str, Any]:
         """What metrics are made of; plain values."""
@@ -175,12 +190,17 @@ class DraftLengthController:
         }
 
     def _begin_trial(self, requests: int, rates: Sequence[float], seconds: Sequence[float], now: float) -> None:
-        """Begin one when a neighbour of the choice could be better, was not tried lately, and the budget pays."""
+        """Begin one when a neighbour of the choice, or K = 0, could be better, was not tried lately, and the budget
+        pays."""
         load = band(requests)
         best_rate = rates[self._chosen]
         hopeful = self._hopeful_tokens()
-        for index in (self._chosen + 1, self._chosen - 1):
-            if not 0 <= index < len(self.choices):
+        others = [self._chosen + 1, self._chosen - 1]
+        if self.choices[0] == 0:
+            # it leaves out the drafter, so it may be the best where the short drafts beside it are not
+            others.append(0)
+        for index in dict.fromkeys(others):
+            if not 0 <= index < len(self.choices) or index == self._chosen:
                 continue
             count = self.choices[index]
             if now - self._tried_at.get((load, index), float("-inf")) < STALE_SECONDS:

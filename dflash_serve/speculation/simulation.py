@@ -45,17 +45,39 @@ class Step:
     """What the best K would have given in the same time."""
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """What comes in as answers end, and what it does to steps."""
+
+    tokens: int
+    answer_tokens: int
+    """After which a running request ends and a prompt takes its place."""
+    token_seconds: float
+    """What a prompt's token adds to its step."""
+    notice_seconds: float = 0.0
+    """How late, at most, the end of a step is noticed beside a prefill: the next one seems that much shorter."""
+
+    @property
+    def seconds_per_output_token(self) -> float:
+        return self.tokens * self.token_seconds / self.answer_tokens
+
+
+NO_PROMPTS = Prompts(0, 1, 0.0)
+
+
 @dataclass
 class SimulatedEngine:
     """Args:
     controller: Asked at every step.
     costs: The truth.
     noise: Standard deviation of a step's time, as a share.
+    prompts: Prompts that come as answers end, none by default.
     """
 
     controller: DraftLengthController
     costs: StepCosts
     noise: float = 0.02
+    prompts: Prompts = NO_PROMPTS
     seed: int = 0
     now: float = 0.0
     steps: list[Step] = field(default_factory=list)
@@ -65,6 +87,9 @@ class SimulatedEngine:
         self._random = random.Random(self.seed)
         self._next = self.controller.choices[-1]
         self._best: dict[Moment, float] = {}
+        self._answered = 0
+        self._late = 0.0
+        self._prefilled = False
 
     def run(self, seconds: float, moment: Callable[[float], Moment] | Moment) -> list[Step]:
         """The steps of so many more seconds under a constant load, or one that changes with time."""
@@ -76,18 +101,34 @@ class SimulatedEngine:
     def _step(self, moment: Moment) -> None:
         count, self._next = self._next, self.controller.choose(moment.requests, self.now)
         seconds = self.costs.step_seconds(moment.requests, count) * math.exp(self._random.gauss(0, self.noise))
+        ended = 0
+        if self.prompts.tokens:
+            ended, self._answered = divmod(self._answered, self.prompts.answer_tokens)
+            seconds += ended * self.prompts.tokens * self.prompts.token_seconds
         outcomes: dict[tuple[int, int], int] = {}
         for index in range(moment.requests):
             accepted = self._accepted(moment.kinds[index % len(moment.kinds)], count)
             self.realised_tokens += 1 + accepted
+            self._answered += 1 + accepted
             if count:
                 outcomes[count, accepted] = outcomes.get((count, accepted), 0) + 1
         self.now += seconds
+        late = self._random.uniform(0, self.prompts.notice_seconds) if ended else 0.0
+        noticed, self._late = seconds - self._late + late, late
+        clean = not ended and not self._prefilled
+        self._prefilled = bool(ended)
         self.controller.observe(
-            moment.requests, count, outcomes, seconds, since_last=seconds, steady=count == self._next
+            moment.requests,
+            count,
+            outcomes,
+            noticed if clean else None,
+            since_last=noticed,
+            # the prompts' requests take the places of those that ended
+            prefill_tokens=ended * self.prompts.tokens,
+            steady=count == self._next,
         )
         if moment not in self._best:
-            self._best[moment] = best_fixed(self.costs, moment)[1]
+            self._best[moment] = best_fixed(self.costs, moment, prompts=self.prompts)[1]
         best = self._best[moment] * seconds
         self.steps.append(Step(self.now, moment.requests, count, seconds, moment.tokens(count), best))
 
@@ -104,14 +145,18 @@ def regret(steps: Sequence[Step]) -> float:
     return 1 - sum(step.tokens for step in steps) / sum(step.best_tokens for step in steps)
 
 
-def best_fixed(costs: StepCosts, moment: Moment, choices: Sequence[int] | None = None) -> tuple[int, float]:
+def best_fixed(
+    costs: StepCosts, moment: Moment, choices: Sequence[int] | None = None, *, prompts: Prompts = NO_PROMPTS
+) -> tuple[int, float]:
     """The best K for all requests alike, of all that can be drafted or of `choices`, and its tokens a second."""
     most = len(moment.kinds[0])
+
+    def rate(count: int) -> float:
+        tokens = moment.tokens(count)
+        return tokens / (costs.step_seconds(moment.requests, count) + tokens * prompts.seconds_per_output_token)
+
     return max(
-        (
-            (count, moment.tokens(count) / costs.step_seconds(moment.requests, count))
-            for count in (range(most + 1) if choices is None else choices)
-        ),
+        ((count, rate(count)) for count in (range(most + 1) if choices is None else choices)),
         key=lambda pair: pair[1],
     )
 

@@ -57,6 +57,16 @@ class StepCosts:
         """Seconds of a step."""
         return _interpolate(self.requests, [self._along(row, draft_tokens) for row in self.seconds], requests)
 
+    @property
+    def token_seconds(self) -> float:
+        """What one more token costs a large step, a prompt's token as well: the slope at the surface's far corner."""
+        if len(self.draft_tokens) < 2:
+            return self.seconds[-1][-1] / (self.requests[-1] * (1 + self.draft_tokens[-1]))
+        last, before = self.draft_tokens[-1], self.draft_tokens[-2]
+        slope = (self.seconds[-1][-1] - self.seconds[-1][-2]) / (self.requests[-1] * (last - before))
+        # a surface that is level there was not measured up to large steps
+        return slope if slope > 0 else self.seconds[-1][-1] / (self.requests[-1] * (1 + last))
+
     def _along(self, row: Sequence[float], draft_tokens: float) -> float:
         """K = 0 leaves out the drafter, so no line goes from there to the shortest draft."""
         if self.draft_tokens[0] > 0 or len(row) < 3:
@@ -204,8 +214,14 @@ class StepCostModel:
         predicted: Vector = self._prior_row(requests) * np.exp(level + known)
         return predicted
 
-    def observe(self, requests: int, draft_tokens: int, seconds: float) -> None:
-        """Count a step that decoded alone, that verified and drafted `draft_tokens` for each of `requests`."""
+    def observe(self, requests: int, draft_tokens: int, seconds: float, steps: int = 1, *, exact: bool = True) -> None:
+        """Count steps that each verified and drafted `draft_tokens` for each of `requests`.
+
+        Args:
+            seconds: Of one of them, all that is not decoding left out.
+            steps: How many, if `seconds` is their mean.
+            exact: Whether nothing had to be left out; `error_ratio` is of such steps.
+        """
         column = self._column.get(draft_tokens)
         if column is None or seconds <= 0:
             return
@@ -215,17 +231,26 @@ class StepCostModel:
         count = float(self._count[cell])
         if count >= FEW:
             expected = float(self._residual[cell])
-            error = abs(math.exp(off - expected) - 1)
-            self.error_ratio = (
-                error if self.error_ratio is None else self.error_ratio + 0.05 * (error - self.error_ratio)
-            )
+            if exact:
+                error = abs(math.exp(off - expected) - 1)
+                before = error if self.error_ratio is None else self.error_ratio
+                self.error_ratio = before + 0.05 * (error - before)
             off = min(max(off, expected - OUTLIER), expected + OUTLIER)
         elif self._count.sum() >= SOME:
             expected = math.log(float(self.predict(requests)[column]) / prior)
             off = min(max(off, expected - SURPRISE), expected + SURPRISE)
-        self._count *= AGE
-        self._count[cell] = count = min(count * AGE + 1, CAP)
-        self._residual[cell] += (off - self._residual[cell]) / count
+        aged = AGE**steps
+        self._count *= aged
+        self._count[cell] = count = min(count * aged + steps, CAP)
+        self._residual[cell] += (off - self._residual[cell]) * min(steps / count, 1.0)
+
+    def prefill_seconds(self, tokens: int) -> float:
+        """What `tokens` of prompts add to a step that decodes as well."""
+        return tokens * self.prior.token_seconds * math.exp(self._level())
+
+    def expected_seconds(self, requests: int, draft_tokens: int) -> float:
+        """What a step would take by the surface and the level of all steps, that cell's own left out."""
+        return float(self._prior_row(requests)[self._column[draft_tokens]]) * math.exp(self._level())
 
     def steps_seen(self, requests: int, draft_tokens: int) -> float:
         """How many steps of that cell count."""
@@ -243,6 +268,69 @@ class StepCostModel:
             row = np.array([self.prior.step_seconds(requests, count) for count in self.choices])
             self._priors[requests] = row
         return row
+
+
+LONGEST_STRETCH = 8
+"""Steps after which a stretch is counted, though it might go on."""
+LARGEST_PREFILL = 1.0
+"""Of the decoding beside it: a stretch with more prefill says too little of what decoding takes."""
+MOSTLY_ALONE = 0.5
+"""Share of steps that decode alone from which those say enough."""
+ALONE_WEIGHT = 0.05
+
+
+class Stretches:
+    """Teaches a model by steps that ran beside prefills, or next to such: many at once, less what the prefill takes.
+
+    At high load there may be hardly any others: each answer that ends lets in a prompt. Where steps overlap (vLLM's
+    asynchronous scheduling) the end of a step is noticed late while a prefill is being launched, so that one step seems
+    too long and the next too short. Of consecutive steps at one K the sum is right but for its two ends.
+
+    What prefill takes is known roughly alone. As tokens of prompts come with tokens of answers, an error adds about the
+    same to the seconds a token of every K that is learned so; where most steps decode alone they are not mixed with it.
+    """
+
+    def __init__(self, model: StepCostModel) -> None:
+        self._model = model
+        self._draft_tokens = 0
+        self._steps = self._requests = self._prefill_tokens = 0
+        self._seconds = 0.0
+        self._alone = 0.0
+        """Decayed share of the steps that decoded alone."""
+
+    def pass_by(self) -> None:
+        """A step that decoded alone, which is counted elsewhere."""
+        self._alone += ALONE_WEIGHT * (1 - self._alone)
+        self.end()
+
+    def add(self, requests: int, draft_tokens: int, seconds: float, prefill_tokens: int) -> None:
+        """A step that verified and drafted `draft_tokens` for each of `requests`, beside that many of prompts."""
+        self._alone -= ALONE_WEIGHT * self._alone
+        if self._steps and (
+            draft_tokens != self._draft_tokens or abs(band(requests) - band(self._requests // self._steps)) > 1
+        ):
+            self.end()
+        self._draft_tokens = draft_tokens
+        self._steps += 1
+        self._requests += requests
+        self._seconds += seconds
+        self._prefill_tokens += prefill_tokens
+        if self._steps == LONGEST_STRETCH:
+            self.end()
+
+    def end(self) -> None:
+        """What comes next belongs to another stretch."""
+        steps, model = self._steps, self._model
+        if steps and self._draft_tokens in model.choices and self._alone < MOSTLY_ALONE:
+            requests = round(self._requests / steps)
+            prefill = model.prefill_seconds(self._prefill_tokens)
+            decoding = steps * model.expected_seconds(requests, self._draft_tokens)
+            if prefill <= LARGEST_PREFILL * decoding:
+                # half of what was thought is as little as an error in the prefill's share may make of it
+                took = max(self._seconds - prefill, decoding / 2)
+                model.observe(requests, self._draft_tokens, took / steps, steps, exact=False)
+        self._steps = self._requests = self._prefill_tokens = 0
+        self._seconds = 0.0
 
 
 def band(requests: int) -> int:

@@ -11,12 +11,18 @@ DRAFTER = "dflash_serve.vllm_ext.drafter:DFlashDrafter"
 
 
 def register() -> None:
-    """Put our drafter class, which extends vLLM's, in its place, and have few KV cache groups."""
+    """Have our drafter class, which extends vLLM's, few KV cache groups, and a quick manager of them."""
     from vllm.model_executor.models import ModelRegistry
 
     from dflash_serve.vllm_ext import kv_groups
 
     kv_groups.install()
+    try:
+        from dflash_serve.vllm_ext import allocation
+    except ImportError as error:
+        logger.warning("KV cache: vLLM's own manager stays (%s)", error)
+    else:
+        allocation.install()
     module, _, name = DRAFTER.partition(":")
     extended = ("vllm.model_executor.models.qwen3_dflash", "DFlashQwen3ForCausalLM")
     entry = ModelRegistry.models.get(DRAFTER_ARCHITECTURE)

@@ -23,7 +23,6 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from dflash_serve.speculation.config import AdaptiveConfig
 from dflash_serve.speculation.controller import DraftLengthController
 from dflash_serve.speculation.report import REPORT_SECONDS, REPORT_VARIABLE, write_report
-from dflash_serve.vllm_ext.allocation import quicken
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -57,8 +56,6 @@ class AdaptiveScheduler(Scheduler):
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(vllm_config, *args, **kwargs)
-        if not quicken(self.kv_cache_manager):
-            logger.info("KV cache: vLLM's own manager, with groups of its own kind")
         config = AdaptiveConfig.from_additional(vllm_config.additional_config, self.num_spec_tokens)
         self.draft_length = DraftLengthController(config.choices, config.costs, exploration=config.exploration)
         if self.parallel_config.data_parallel_size > 1:
@@ -126,9 +123,21 @@ class AdaptiveScheduler(Scheduler):
         if decoded:
             running, alone = (requests if step.alone else decoded), (seconds if clean else None)
             steady = draft_tokens == scheduled.num_spec_tokens_to_schedule
-            self.draft_length.observe(running, draft_tokens, outcomes, alone, since_last=seconds, steady=steady)
+            tokens, ended = (0, 0) if step.alone else count_prompts(scheduled, output, draft_tokens)
+            self.draft_length.observe(
+                running,
+                draft_tokens,
+                outcomes,
+                alone,
+                since_last=seconds,
+                prefill_tokens=tokens,
+                prompts_ended=ended,
+                steady=steady,
+            )
             if self.on_step is not None:
                 self.on_step(running, draft_tokens, alone, steady)
+        else:
+            self.draft_length.observe_no_decoding()
 
 
 class AdaptiveAsyncScheduler(AdaptiveScheduler, AsyncScheduler):
@@ -141,6 +150,18 @@ def decodes_alone(scheduled: SchedulerOutput, draft_tokens: int) -> bool:
     return scheduled.total_num_scheduled_tokens == requests * (1 + draft_tokens) and (
         draft_tokens == 0 or len(scheduled.scheduled_spec_decode_tokens) == requests
     )
+
+
+def count_prompts(scheduled: SchedulerOutput, output: ModelRunnerOutput, draft_tokens: int) -> tuple[int, int]:
+    """(Tokens of prompts in a step, prompts that ended in it): of requests with more tokens than a decoding one has."""
+    tokens = ended = 0
+    sampled = output.sampled_token_ids
+    for request, count in scheduled.num_scheduled_tokens.items():
+        if count > 1 + draft_tokens:
+            tokens += count
+            index = output.req_id_to_index.get(request)
+            ended += index is not None and bool(sampled) and len(sampled[index]) > 0
+    return tokens, ended
 
 
 def count_outcomes(

@@ -21,7 +21,12 @@ Resource = dict[str, Any]
 @cache
 def render(folder: str) -> list[Resource]:
     """All resources of a folder below k8s/."""
-    result = subprocess.run([KUBECTL, "kustomize", ROOT / "k8s" / folder], capture_output=True, text=True, check=False)
+    return render_path(ROOT / "k8s" / folder)
+
+
+def render_path(folder: Path) -> list[Resource]:
+    """All resources of a folder."""
+    result = subprocess.run([KUBECTL, "kustomize", folder], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return [resource for resource in yaml.load_all(result.stdout, StrictLoader) if resource]
 

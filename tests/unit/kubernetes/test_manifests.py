@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from functools import cache
@@ -27,6 +28,7 @@ from tests.unit.kubernetes.rendered import (
     overlay,
     pod,
     render,
+    render_path,
     serve_config,
     workers,
 )
@@ -190,6 +192,28 @@ def test_models_are_read_only_to_replicas_and_written_by_the_job(name: str) -> N
         keys = {m["name"]: m for m in container(pods)["volumeMounts"]}["api-keys"]
         assert Path(serve.KEYS_FILE).parent == Path(keys["mountPath"])
         assert "subPath" not in keys, "a changed Secret would not arrive"
+
+
+def test_what_engines_compile_can_be_kept(tmp_path: Path) -> None:
+    """An overlay of a user's own: ours, and the component."""
+    k8s = Path(os.path.relpath(ROOT / "k8s", tmp_path.resolve()))
+    (tmp_path / "kustomization.yaml").write_text(
+        yaml.safe_dump(
+            {"resources": [f"{k8s}/overlays/h200"], "components": [f"{k8s}/components/compile-cache"]}, sort_keys=False
+        )
+    )
+    resources = render_path(tmp_path)
+    for resource in resources:
+        validate(resource)
+    service = one(resources, "RayService")
+    claim = one(resources, "PersistentVolumeClaim", "dflash-compile-cache")
+    assert claim["metadata"]["namespace"] == service["metadata"]["namespace"]
+    (volume,) = (v for v in pod(workers(service))["volumes"] if v["name"] == "compile-cache")
+    assert volume["persistentVolumeClaim"] == {"claimName": "dflash-compile-cache"}, "written, so not read-only"
+    (mount,) = (m for m in container(workers(service))["volumeMounts"] if m["name"] == "compile-cache")
+    for name in ("VLLM_CACHE_ROOT", "TRITON_CACHE_DIR"):
+        assert Path(mount["mountPath"]) in Path(environment(workers(service))[name]).parents
+    assert "VLLM_CACHE_ROOT" not in environment(head(service))
 
 
 @pytest.mark.parametrize("name", GPU_OVERLAYS)

@@ -9,7 +9,15 @@ import pytest
 from dflash_serve.speculation.config import AdaptiveConfig, batch_size_schedule
 from dflash_serve.speculation.controller import DraftLengthController, default_choices
 from dflash_serve.speculation.estimate import expected_tokens, rate_of_length
-from dflash_serve.speculation.simulation import Moment, SimulatedEngine, Step, best_fixed, best_per_request, regret
+from dflash_serve.speculation.simulation import (
+    Moment,
+    Prompts,
+    SimulatedEngine,
+    Step,
+    best_fixed,
+    best_per_request,
+    regret,
+)
 from dflash_serve.speculation.step_cost import StepCosts, generic, load
 
 H200 = load("gemma4-31b-h200")
@@ -54,11 +62,11 @@ def test_a_drafter_that_recovers_is_used_again(requests: int) -> None:
 def test_traffic_that_changes_is_followed_within_two_seconds() -> None:
     engine = engine_of(DraftLengthController(default_choices(15), H200))
     run(engine, 128, CHAT, 5)
-    assert engine.controller.draft_tokens == 3
+    assert engine.controller.draft_tokens <= 3
     run(engine, 128, MATHS, 2)
     assert engine.controller.draft_tokens == 5
     run(engine, 128, CHAT, 2)
-    assert engine.controller.draft_tokens == 3
+    assert engine.controller.draft_tokens <= 3
 
 
 @pytest.mark.parametrize(("requests", "before"), [(128, BROKEN), (32, CHAT)])
@@ -74,6 +82,26 @@ def test_a_slow_phase_of_the_machine_is_not_held_against_a_k_for_ever(requests: 
     run(engine, requests, CHAT, 10)
     run(engine, requests, MATHS, 10)
     assert regret(run(engine, requests, MATHS, 10)) < 0.05
+
+
+@pytest.mark.parametrize("prior", [H200, generic()], ids=["measured", "guessed"])
+@pytest.mark.parametrize("dear", [0, 3], ids=["dearer at K = 0", "dearer from K = 1 on"])
+def test_where_every_step_has_a_prefill_costs_are_learned_all_the_same(prior: StepCosts, dear: int) -> None:
+    """128 requests with answers of 256 tokens, and an engine that is not what was measured: no step decodes alone."""
+    truth = StepCosts(
+        H200.requests,
+        H200.draft_tokens,
+        tuple(
+            tuple(1.4 * s if (k > 0) == (dear > 0) else s for k, s in zip(H200.draft_tokens, row, strict=True))
+            for row in H200.seconds
+        ),
+    )
+    engine = SimulatedEngine(
+        DraftLengthController((0, 1, 3, 5, 7, 15), prior), truth, prompts=Prompts(128, 256, 7.3e-5, notice_seconds=0.02)
+    )
+    run(engine, 128, CHAT, 10)
+    assert sum(step.draft_tokens == 0 for step in engine.steps) >= 4
+    assert regret(run(engine, 128, CHAT, 10)) < 0.04
 
 
 def test_load_that_changes_is_answered_at_once() -> None:

@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from dflash_serve.speculation.step_cost import StepCostModel, StepCosts, StepCostsError, band, generic, load, names
+from dflash_serve.speculation.step_cost import (
+    LONGEST_STRETCH,
+    StepCostModel,
+    StepCosts,
+    StepCostsError,
+    Stretches,
+    band,
+    generic,
+    load,
+    names,
+)
 
 GRID = StepCosts((1, 10), (0, 3, 7), ((0.010, 0.012, 0.014), (0.010, 0.022, 0.034)))
 
@@ -103,6 +113,51 @@ def test_a_pause_does_not_count_as_a_cost() -> None:
         model.observe(1, 3, 0.012)
     model.observe(1, 3, 5.0)
     assert model.predict(1)[1] == pytest.approx(0.012, rel=0.05)
+
+
+def test_stretches_beside_prefills_teach_what_decoding_takes() -> None:
+    """Ends of steps are noticed up to 10 ms late; prefill takes a quarter less a token than the model thinks."""
+    model, rng, late = StepCostModel(GRID, (0, 3, 7)), random.Random(0), 0.0
+    stretches = Stretches(model)
+    token_seconds = 0.75 * GRID.token_seconds
+    for step in range(160):
+        prompt = 16 if step % 2 else 0
+        noticed = rng.uniform(0, 0.01) if prompt else 0.0
+        seconds = 1.5 * GRID.step_seconds(8, 3) + prompt * token_seconds
+        stretches.add(8, 3, seconds + noticed - late, prompt)
+        late = noticed
+    assert model.predict(8)[1] == pytest.approx(1.5 * GRID.step_seconds(8, 3), rel=0.08)
+    assert model.steps_seen(8, 3) > 20
+
+
+def test_a_stretch_ends_where_k_changes() -> None:
+    """Both together would be 30 ms a step."""
+    model = StepCostModel(GRID, (0, 3, 7))
+    stretches = Stretches(model)
+    for _ in range(10):
+        for draft_tokens, seconds in ((3, 0.020), (3, 0.020), (7, 0.040), (7, 0.040)):
+            stretches.add(8, draft_tokens, seconds, 0)
+    stretches.end()
+    assert model.predict(8)[1:] == pytest.approx([0.020, 0.040], rel=0.05)
+
+
+def test_where_most_steps_decode_alone_stretches_say_nothing() -> None:
+    model = StepCostModel(GRID, (0, 3, 7))
+    stretches = Stretches(model)
+    for _ in range(20):
+        stretches.pass_by()
+    for _ in range(4):
+        stretches.add(8, 3, 9.0, 1)
+    stretches.end()
+    assert model.steps_seen(8, 3) == 0
+
+
+def test_a_stretch_that_is_mostly_prefill_says_nothing() -> None:
+    model = StepCostModel(GRID, (0, 3, 7))
+    stretches = Stretches(model)
+    for _ in range(LONGEST_STRETCH):
+        stretches.add(8, 3, 9.0, 100_000)
+    assert model.steps_seen(8, 3) == 0
 
 
 def test_bands_are_half_doublings() -> None:

@@ -12,6 +12,7 @@ from dflash_serve.vllm_ext.scheduler import (
     AdaptiveScheduler,
     Scheduled,
     count_outcomes,
+    count_prompts,
     decodes_alone,
 )
 
@@ -41,6 +42,13 @@ def test_a_step_decodes_alone_when_all_its_requests_verify_as_many() -> None:
     assert not decodes_alone(scheduled([4, 1], drafts=1), 3)
     assert not decodes_alone(scheduled([4, 100], drafts=1), 3)
     assert not decodes_alone(scheduled([4], drafts=0), 3), "four tokens of a prompt"
+
+
+def test_prompts_in_a_step_are_told_from_what_decodes() -> None:
+    step = scheduled([4, 1, 100, 4, 28], drafts=2)
+    sampled = output(**{f"request-{index}": tokens for index, tokens in enumerate([[9, 9], [9], [], [9], [9]])})
+    assert count_prompts(step, sampled, 3) == (128, 1)
+    assert count_prompts(scheduled([1, 1]), output(), 0) == (0, 0)
 
 
 @pytest.mark.parametrize(
