@@ -4,7 +4,8 @@
     python -m benchmarks.gemma4_gpu --out FOLDER --tiny        the same on a CPU, with a tiny pair
 
 serve: `dflash-serve up` with the profile, dummy weights and synthetic acceptance; a chat with thinking over HTTP; how
-long each phase of the start took.
+long each phase of the start took; how many requests of 4k and 32k tokens stream at once, and the same prompts cold and
+cached.
 engine: the same engine in a process, random weights: the drafter's normaliser and logit cap, memory and KV cache
 beside what `preflight` estimates, how many requests of 4k and 32k tokens run at once, and the same prompts cold, cached
 and cold again.
@@ -20,8 +21,10 @@ import random
 import re
 import subprocess
 import sys
+import threading
 import time
 import tomllib
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ SYNTHETIC_ACCEPTANCE_LENGTH = 4.0
 START_SECONDS = 420.0
 FIT_SECONDS = 45.0
 OUTPUT_TOKENS = 40
+PREFIX_TOKENS = (500, 1500, 3000, 4400, 6000, 9000)
 GIB = 1024**3
 
 PHASES = {
@@ -159,7 +163,80 @@ def serve_part(folder: Path, args: dict[str, Any], result: Result, *, tiny: bool
                         }
                     },
                 )
+            result.put("serve", prefix_cache=_cold_and_cached(client, (40, 150, 300) if tiny else PREFIX_TOKENS))
+        for tokens, requests in ((100, 4), (300, 3)) if tiny else ((4096, 42), (32768, 8)):
+            with server.client(timeout=FIT_SECONDS * 4) as client:
+                result.put("serve", **{f"at_once_{tokens}": _streams_at_once(client, tokens, requests)})
     result.put("serve", log_ends=tail(server.log, 400))
+
+
+def _prompt(length: int, numbers: random.Random) -> list[int]:
+    return [2, *(numbers.randrange(300, 500) for _ in range(length - 1))]
+
+
+def _cold_and_cached(client: Any, lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """Each prompt twice: tokens found in the prefix cache, and whether the answers are the same."""
+    rows = []
+    for length in lengths:
+        prompt = _prompt(length, random.Random(length))
+        answers = [
+            client.completions.create(
+                model="gemma-4", prompt=prompt, max_tokens=OUTPUT_TOKENS, temperature=0, extra_body={"ignore_eos": True}
+            )
+            for _ in range(2)
+        ]
+        rows.append(
+            {
+                "prompt_tokens": length,
+                "cached_tokens": [
+                    (answer.usage.prompt_tokens_details and answer.usage.prompt_tokens_details.cached_tokens) or 0
+                    for answer in answers
+                ],
+                "same_text": answers[0].choices[0].text == answers[1].choices[0].text,
+            }
+        )
+    return rows
+
+
+def _streams_at_once(client: Any, tokens: int, requests: int) -> dict[str, Any]:
+    """Of `requests` of so many tokens, prompt and output, sent together: how many had begun and not ended, at most."""
+    output = min(400, tokens // 2)
+    lock = threading.Lock()
+    live = most = 0
+    failed: list[str] = []
+
+    def one(index: int) -> None:
+        nonlocal live, most
+        prompt = _prompt(tokens - output - 1, random.Random(tokens + index))
+        begun = False
+        try:
+            stream = client.completions.create(
+                model="gemma-4", prompt=prompt, max_tokens=output, stream=True, extra_body={"ignore_eos": True}
+            )
+            for _ in stream:
+                if not begun:
+                    begun = True
+                    with lock:
+                        live += 1
+                        most = max(most, live)
+        except Exception as error:
+            failed.append(repr(error)[:200])
+        if begun:
+            with lock:
+                live -= 1
+
+    started = time.monotonic()
+    threads = [threading.Thread(target=one, args=(index,)) for index in range(requests)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {
+        "asked": requests,
+        "streaming_at_once": most,
+        "failed": failed,
+        "seconds": round(time.monotonic() - started, 1),
+    }
 
 
 def engine_part(folder: Path, args: dict[str, Any], result: Result, *, tiny: bool) -> None:
@@ -294,7 +371,7 @@ def _prefix_cache(llm: Any, drafts: list[Any], result: Result, *, tiny: bool) ->
     from vllm import SamplingParams
 
     numbers = random.Random(0)
-    lengths = (40, 150, 300) if tiny else (500, 1500, 3000, 4400, 6000, 9000)
+    lengths = (40, 150, 300) if tiny else PREFIX_TOKENS
     prompts = [[2, *(numbers.randrange(300, 500) for _ in range(length))] for length in lengths]
     sampling = SamplingParams(temperature=0, max_tokens=OUTPUT_TOKENS, ignore_eos=True, detokenize=False)
     runs: dict[str, list[dict[str, Any]]] = {}

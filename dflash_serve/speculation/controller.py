@@ -21,9 +21,13 @@ FIRST_BUDGET_SECONDS = 0.25
 LARGEST_BUDGET_SECONDS = 1.0
 BURST_STEPS = 4
 """Steps of a trial. The first drafts what the second verifies, so costs are known from the inner ones alone."""
+PLENTY = 32
+"""Requests of which one step says enough about acceptance."""
+SEEN = 0.05
+"""Steps that count, from which a cell was measured not long ago: two of them after 370 others."""
 SWITCH_GAIN = 0.01
 """A change must promise this much more: estimates are noisy, and a change itself costs a little."""
-STALE_SECONDS = 2.0
+STALE_SECONDS = 1.25
 """A K tried within this time is not tried again."""
 HOPEFUL_RATE = 0.9
 """What a position that was not tried lately might be accepted with, at best."""
@@ -205,15 +209,18 @@ class DraftLengthController:
             count = self.choices[index]
             if now - self._tried_at.get((load, index), float("-inf")) < STALE_SECONDS:
                 continue
-            known = self.costs.steps_seen(requests, count) >= 2
+            seen = self.costs.steps_seen(requests, count)
+            known = seen >= 2
             hope = hopeful[count] / seconds[index] * (1.0 if known else 1.3)
             if hope <= best_rate * (1 + SWITCH_GAIN):
                 continue
-            lost = BURST_STEPS * seconds[index] * max(1 - rates[index] / best_rate, 0.02)
+            # one step, if only acceptance is in question and many requests answer
+            burst = 1 if requests >= PLENTY and seen > SEEN else BURST_STEPS
+            lost = burst * seconds[index] * max(1 - rates[index] / best_rate, 0.02)
             if lost > self._budget_seconds:
                 continue
             self._budget_seconds -= lost
-            self._trial, self._trial_steps_left = index, BURST_STEPS
+            self._trial, self._trial_steps_left = index, burst
             return
 
     def _hopeful_tokens(self) -> list[float]:

@@ -80,6 +80,19 @@ def test_streams_give_the_same_text_and_the_usage_asked_for(client: openai.OpenA
     assert len(chunks) < usage.completion_tokens, "several tokens come with one verification"
 
 
+def test_usage_says_what_the_prefix_cache_gave(client: openai.OpenAI) -> None:
+    question = [{"role": "user", "content": "Which of these are animals? " + "dog, chair, cat, table, " * 20}]
+
+    def cached() -> int:
+        usage = client.chat.completions.create(model=MODEL, messages=question, max_tokens=2).usage  # type: ignore[arg-type]
+        assert usage is not None
+        assert usage.prompt_tokens_details is not None
+        return usage.prompt_tokens_details.cached_tokens or 0
+
+    first, again = cached(), cached()
+    assert first < 32 < again
+
+
 def test_streams_without_usage_stay_without(client: openai.OpenAI) -> None:
     chunks = list(client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=5, stream=True))
     assert all(chunk.usage is None for chunk in chunks)
