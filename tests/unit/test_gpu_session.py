@@ -1,0 +1,40 @@
+"""Which GPU measurements are begun."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu_session import chosen, may_begin, run, steps
+
+
+def test_steps_are_commands_that_exist() -> None:
+    every = steps(Path("/out"), Path("/data"))
+    assert all(find_spec(step.arguments[0]) for step in every)
+    (speed,) = chosen(every, "speed")
+    assert speed.arguments[-2:] == ("--data", "/data")
+
+
+def test_steps_are_taken_as_named() -> None:
+    every = steps(Path("/out"), None)
+    assert [step.name for step in chosen(every, "serve,adaptive")] == ["serve", "adaptive"]
+    assert chosen(every, None) == every
+    with pytest.raises(ValueError, match="no step 'sreve'; there are adaptive, serve"):
+        chosen(every, "sreve")
+
+
+def test_a_step_that_runs_on_is_stopped_as_by_ctrl_c(tmp_path: Path) -> None:
+    program = "import time\ntry:\n    print('on', flush=True)\n    time.sleep(60)\nfinally:\n    print('put away')"
+    with (tmp_path / "log").open("wb") as log:
+        assert run([sys.executable, "-c", program], log, 0.5) == "out of time"
+        assert run([sys.executable, "-c", "raise SystemExit(3)"], log, 20) == "ended with 3"
+    assert (tmp_path / "log").read_text().splitlines()[:2] == ["on", "put away"]
+
+
+def test_a_step_that_could_not_end_is_not_begun() -> None:
+    (serve,) = chosen(steps(Path("/out"), None), "serve")
+    assert may_begin(serve, serve.seconds)
+    assert not may_begin(serve, serve.seconds / 2)
