@@ -357,7 +357,8 @@ def main() -> None:
         gpus = options.gpus.split(",")
         environment = os.environ | {"PYTHONPATH": plugin_path(folder)}
         processes = []
-        for side, gpu in ((DRAFTING, gpus[0]), (AR, gpus[-1])):
+        # AR first, being short: what else is compared with it
+        for side, gpu in ((AR, gpus[-1]), (DRAFTING, gpus[0])):
             process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.adaptive_gpu", *sys.argv[1:], "--side", side],
                 cwd=ROOT,
@@ -366,8 +367,9 @@ def main() -> None:
             processes.append(process)
             if len(gpus) == 1:
                 process.wait()
-        for process in processes:
-            process.wait()
+        failed = [process.wait() for process in processes]
+        if any(failed):
+            sys.exit(f"an engine failed: {failed}")
     rows = read_rows(folder)
     print(table(rows))
     draw(rows, folder / "speed.png")

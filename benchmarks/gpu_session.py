@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -20,11 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import psutil
+
 from benchmarks.gemma4_gpu import ROOT
 
-STOP_SECONDS = 60
-SHORTEST_SHARE = 0.7
+STOP_SECONDS = 30
+SHORTEST_SHARE = 0.9
 """Of a step's usual time, that must be left for it to be begun."""
+LONGEST_SHARE = 1.5
+"""Of a step's usual time, after which it is ended."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +68,20 @@ def may_begin(step: Step, seconds_left: float) -> bool:
 
 
 def run(command: Sequence[str], log: BinaryIO, seconds: float) -> str:
-    """Run it, and stop it as Ctrl-C would when its time is up. How it ended."""
-    process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    """Run it, and end it and all that it started when its time is up. How it ended."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     with contextlib.suppress(subprocess.TimeoutExpired):
         return f"ended with {process.wait(seconds)}"
-    for by, patience in ((signal.SIGINT, STOP_SECONDS), (signal.SIGKILL, STOP_SECONDS)):
-        # also the processes that it started, which are of its group unless they are servers that it stops itself
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, by)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(patience)
-            break
+    # servers are in sessions of their own, so by descent, noted before their parents are gone
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in reversed(family):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.terminate()
+    _, left = psutil.wait_procs(family, STOP_SECONDS)
+    for member in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
     return "out of time"
 
 
@@ -102,7 +107,7 @@ def main() -> None:
         print(f"{step.name}: begun, {left:.0f} s left; log {out / step.name}.log", flush=True)
         began = time.monotonic()
         with (out / f"{step.name}.log").open("wb") as log:
-            how = run([sys.executable, "-m", *step.arguments], log, left)
+            how = run([sys.executable, "-m", *step.arguments], log, min(left, LONGEST_SHARE * step.seconds))
         print(f"{step.name}: {how} after {time.monotonic() - began:.0f} s", flush=True)
 
 

@@ -214,8 +214,8 @@ class DraftLengthController:
             hope = hopeful[count] / seconds[index] * (1.0 if known else 1.3)
             if hope <= best_rate * (1 + SWITCH_GAIN):
                 continue
-            # one step, if only acceptance is in question and many requests answer
-            burst = 1 if requests >= PLENTY and seen > SEEN else BURST_STEPS
+            # one step, if only the acceptance of more positions is in question and many requests answer
+            burst = 1 if index > self._chosen and requests >= PLENTY and seen > SEEN else BURST_STEPS
             lost = burst * seconds[index] * max(1 - rates[index] / best_rate, 0.02)
             if lost > self._budget_seconds:
                 continue

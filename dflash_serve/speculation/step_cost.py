@@ -71,7 +71,7 @@ class StepCosts:
         """K = 0 leaves out the drafter, so no line goes from there to the shortest draft."""
         if self.draft_tokens[0] > 0 or len(row) < 3:
             return _interpolate(self.draft_tokens, row, draft_tokens)
-        if draft_tokens < 1:
+        if draft_tokens <= 0:
             return row[0]
         return max(_interpolate(self.draft_tokens[1:], row[1:], draft_tokens), row[0])
 
@@ -236,7 +236,7 @@ class StepCostModel:
                 before = error if self.error_ratio is None else self.error_ratio
                 self.error_ratio = before + 0.05 * (error - before)
             off = min(max(off, expected - OUTLIER), expected + OUTLIER)
-        elif self._count.sum() >= SOME:
+        elif self.has_level:
             expected = math.log(float(self.predict(requests)[column]) / prior)
             off = min(max(off, expected - SURPRISE), expected + SURPRISE)
         aged = AGE**steps
@@ -251,6 +251,11 @@ class StepCostModel:
     def expected_seconds(self, requests: int, draft_tokens: int) -> float:
         """What a step would take by the surface and the level of all steps, that cell's own left out."""
         return float(self._prior_row(requests)[self._column[draft_tokens]]) * math.exp(self._level())
+
+    @property
+    def has_level(self) -> bool:
+        """Whether enough steps were seen to tell the machine from the surface's."""
+        return float(self._count.sum()) >= SOME
 
     def steps_seen(self, requests: int, draft_tokens: int) -> float:
         """How many steps of that cell count."""
@@ -327,8 +332,9 @@ class Stretches:
             decoding = steps * model.expected_seconds(requests, self._draft_tokens)
             if prefill <= LARGEST_PREFILL * decoding:
                 # half of what was thought is as little as an error in the prefill's share may make of it
-                took = max(self._seconds - prefill, decoding / 2)
-                model.observe(requests, self._draft_tokens, took / steps, steps, exact=False)
+                took = max(self._seconds - prefill, decoding / 2) / steps
+                # what comes first may be the time that a kernel took to compile
+                model.observe(requests, self._draft_tokens, took, steps if model.has_level else 1, exact=False)
         self._steps = self._requests = self._prefill_tokens = 0
         self._seconds = 0.0
 

@@ -83,7 +83,8 @@ def test_the_plugin_takes_the_place_of_the_class_that_it_extends(
     models: dict[str, Any] = dict(ModelRegistry.models)
     monkeypatch.setattr(ModelRegistry, "models", models)
     # the plugin puts its own in place for the whole process
-    monkeypatch.setattr(KVCacheManager, "__init__", KVCacheManager.__init__)
+    own = KVCacheManager.__init__
+    monkeypatch.setattr(KVCacheManager, "__init__", getattr(own, "__wrapped__", own))
     stock = type(models["DFlash2DraftModel"])("vllm.model_executor.models.qwen3_dflash", "DFlashQwen3ForCausalLM")
     models[plugin.DRAFTER_ARCHITECTURE] = stock
     plugin.register()
