@@ -81,7 +81,7 @@ def test_streams_give_the_same_text_and_the_usage_asked_for(client: openai.OpenA
 
 
 def test_usage_says_what_the_prefix_cache_gave(client: openai.OpenAI) -> None:
-    question = [{"role": "user", "content": "Which of these are animals? " + "dog, chair, cat, table, " * 20}]
+    question = [{"role": "user", "content": "Which of these are animals? " + "dog, chair, cat, table, " * 80}]
 
     def cached() -> int:
         usage = client.chat.completions.create(model=MODEL, messages=question, max_tokens=2).usage  # type: ignore[arg-type]
