@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gemma4_gpu import ROOT, plugin_path, settings_args
+from benchmarks.gemma4_gpu import ROOT, plugin_path, random_prompt, settings_args
 
 AR, DRAFTING = "ar", "drafting"
 LOADS = (1, 8, 32, 64, 128)
@@ -48,23 +48,27 @@ class Told:
         from dflash_serve.vllm_ext.allocation import QuickKVCacheManager
 
         self._manager, self._path = scheduler.kv_cache_manager, Path(os.environ[CONTROL])
-        self._ours, self._read_at = QuickKVCacheManager, 0.0
+        self._read_at = 0.0
         if type(self._manager) is not QuickKVCacheManager:
             raise RuntimeError(f"the engine has vLLM's own KV cache manager ({type(self._manager).__name__})")
         self.draft_tokens: int | None = None
 
     def look(self) -> None:
         """Read it now and then, and have the manager that it says."""
+        from vllm.v1.core.kv_cache_manager import KVCacheManager
+
+        from dflash_serve.vllm_ext.allocation import quicken
+
         if time.monotonic() - self._read_at < CONTROL_SECONDS:
             return
         self._read_at = time.monotonic()
         words = self._path.read_text().split()
         self.draft_tokens = next((int(word) for word in words if word.isdecimal()), None)
-        kind = self._ours.__base__ if OWN in words else self._ours
-        if type(self._manager) is not kind:
-            self._manager.__class__ = kind
-            self._manager._room.clear()
-            self._manager._cached.clear()
+        if OWN in words:
+            self._manager.__class__ = KVCacheManager
+        else:
+            # does nothing where it is ours already
+            quicken(self._manager)
 
 
 class ToldScheduler:
@@ -123,7 +127,7 @@ class Load:
         self._number += 1
         name = f"request-{self._number}"
         self._live.add(name)
-        prompt = [2, *(self._random.randrange(300, 500) for _ in range(PROMPT_TOKENS - 1))]
+        prompt = random_prompt(PROMPT_TOKENS, self._random)
         sampling = SamplingParams(
             temperature=0,
             max_tokens=output_tokens,
@@ -221,8 +225,9 @@ def measure(folder: Path, side: str, tasks: list[str], loads: list[int], seconds
         load.stop()
     for task, length, name, forced, requests in cells(side, tasks, loads, settings.speculation.max_draft_tokens):
         control.write_text(forced)
+        rate = rate_of_length(length, LONGEST)
         if side == DRAFTING and not tiny:
-            (forces,) = llm.collective_rpc(set_rate, args=(rate_of_length(length, LONGEST),))
+            (forces,) = llm.collective_rpc(set_rate, args=(rate,))
             assert forces, "the runner does not force acceptance"
         load.start(requests)
         first = load.run(SETTLE_SECONDS)
@@ -248,8 +253,7 @@ def measure(folder: Path, side: str, tasks: list[str], loads: list[int], seconds
                 "cost_error_ratio": round(after.get("cost_error_ratio") or 0, 4),
             }
             if any(steps.values()):
-                chances = [rate_of_length(length, LONGEST)] * LONGEST
-                mean = expected_tokens(chances)
+                mean = expected_tokens([rate] * LONGEST)
                 per_output = sum(n * mean[int(k)] for k, n in steps.items()) / sum(steps.values())
                 row["expected_tokens_per_second"] = round(per_output * outputs / took, 1)
         put(row)

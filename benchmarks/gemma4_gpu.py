@@ -34,7 +34,6 @@ SYNTHETIC_ACCEPTANCE_LENGTH = 4.0
 START_SECONDS = 420.0
 FIT_SECONDS = 45.0
 OUTPUT_TOKENS = 40
-PREFIX_TOKENS = (500, 1500, 3000, 4400, 6000, 9000)
 GIB = 1024**3
 
 PHASES = {
@@ -163,22 +162,33 @@ def serve_part(folder: Path, args: dict[str, Any], result: Result, *, tiny: bool
                         }
                     },
                 )
-            result.put("serve", prefix_cache=_cold_and_cached(client, (40, 150, 300) if tiny else PREFIX_TOKENS))
+            result.put("serve", prefix_cache=_cold_and_cached(client, _prefix_lengths(tiny=tiny)))
         for tokens, requests in ((100, 4), (300, 3)) if tiny else ((4096, 42), (32768, 8)):
             with server.client(timeout=FIT_SECONDS * 4) as client:
                 result.put("serve", **{f"at_once_{tokens}": _streams_at_once(client, tokens, requests)})
     result.put("serve", log_ends=tail(server.log, 400))
 
 
-def _prompt(length: int, numbers: random.Random) -> list[int]:
+def random_prompt(length: int, numbers: random.Random) -> list[int]:
+    """So many token ids: Gemma's first, then any that are no special tokens."""
     return [2, *(numbers.randrange(300, 500) for _ in range(length - 1))]
+
+
+def _prefix_lengths(*, tiny: bool) -> tuple[int, ...]:
+    """Tokens of the prompts that are asked cold and cached."""
+    return (40, 150, 300) if tiny else (500, 1500, 3000, 4400, 6000, 9000)
+
+
+def _output_of(tokens: int) -> int:
+    """Of a request of so many tokens, those of its answer."""
+    return min(400, tokens // 2)
 
 
 def _cold_and_cached(client: Any, lengths: Sequence[int]) -> list[dict[str, Any]]:
     """Each prompt twice: tokens found in the prefix cache."""
     rows = []
     for length in lengths:
-        prompt = _prompt(length, random.Random(length))
+        prompt = random_prompt(length, random.Random(length))
         answers = [
             client.completions.create(
                 model="gemma-4", prompt=prompt, max_tokens=OUTPUT_TOKENS, temperature=0, extra_body={"ignore_eos": True}
@@ -202,14 +212,14 @@ def _streams_at_once(client: Any, tokens: int, requests: int) -> dict[str, Any]:
 
     One that vLLM stopped for want of cache, to compute it anew later, counts as begun: `engine`'s count knows better.
     """
-    output = min(400, tokens // 2)
+    output = _output_of(tokens)
     lock = threading.Lock()
     live = most = 0
     failed: list[str] = []
 
     def one(index: int) -> None:
         nonlocal live, most
-        prompt = _prompt(tokens - output - 1, random.Random(tokens + index))
+        prompt = random_prompt(tokens - output - 1, random.Random(tokens + index))
         begun = False
         try:
             stream = client.completions.create(
@@ -373,8 +383,8 @@ def _prefix_cache(llm: Any, drafts: list[Any], result: Result, *, tiny: bool) ->
     from vllm import SamplingParams
 
     numbers = random.Random(0)
-    lengths = (40, 150, 300) if tiny else PREFIX_TOKENS
-    prompts = [[2, *(numbers.randrange(300, 500) for _ in range(length))] for length in lengths]
+    lengths = _prefix_lengths(tiny=tiny)
+    prompts = [random_prompt(length + 1, numbers) for length in lengths]
     sampling = SamplingParams(temperature=0, max_tokens=OUTPUT_TOKENS, ignore_eos=True, detokenize=False)
     runs: dict[str, list[dict[str, Any]]] = {}
     for name in ("cold", "cached", "cold_again"):
@@ -424,11 +434,11 @@ def _fit(llm: Any, tokens: int, requests: int) -> dict[str, Any]:
     numbers = random.Random(tokens)
     engine, scheduler = llm.llm_engine, llm.llm_engine.engine_core.engine_core.scheduler
     llm.reset_prefix_cache()
-    output = min(400, tokens // 2)
+    output = _output_of(tokens)
     sampling = SamplingParams(temperature=0, max_tokens=output, ignore_eos=True, detokenize=False)
     names = [f"fit-{tokens}-{index}" for index in range(requests)]
     for name in names:
-        prompt = [2, *(numbers.randrange(300, 500) for _ in range(tokens - output - 2))]
+        prompt = random_prompt(tokens - output - 1, numbers)
         engine.add_request(name, {"prompt_token_ids": prompt}, sampling)
     started, most, usage, all_running_at = time.monotonic(), 0, 0.0, None
     while engine.has_unfinished_requests() and time.monotonic() - started < FIT_SECONDS:

@@ -21,6 +21,7 @@ from typing import BinaryIO
 import psutil
 
 from benchmarks.gemma4_gpu import ROOT
+from dflash_serve.bench.servers import family
 
 STOP_SECONDS = 30
 SHORTEST_SHARE = 0.9
@@ -73,11 +74,11 @@ def run(command: Sequence[str], log: BinaryIO, seconds: float) -> str:
     with contextlib.suppress(subprocess.TimeoutExpired):
         return f"ended with {process.wait(seconds)}"
     # servers are in sessions of their own, so by descent, noted before their parents are gone
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for member in reversed(family):
+    members = family(process.pid)
+    for member in reversed(members):
         with contextlib.suppress(psutil.NoSuchProcess):
             member.terminate()
-    _, left = psutil.wait_procs(family, STOP_SECONDS)
+    _, left = psutil.wait_procs(members, STOP_SECONDS)
     for member in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()

@@ -67,14 +67,14 @@ class Server:
     def cpu_seconds(self) -> float:
         """CPU time of the server's processes so far, those that ended left out."""
         total = 0.0
-        for process in _family(self.process.pid):
+        for process in family(self.process.pid):
             with contextlib.suppress(psutil.Error):
                 times = process.cpu_times()
                 total += times.user + times.system
         return total
 
 
-def _family(pid: int) -> list[psutil.Process]:
+def family(pid: int) -> list[psutil.Process]:
     """The process, its descendants, and those of its session: HAProxy's workers outlive their parent."""
     with contextlib.suppress(psutil.Error):
         found = {p.pid: p for p in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]}

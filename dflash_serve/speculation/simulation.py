@@ -123,7 +123,6 @@ class SimulatedEngine:
             outcomes,
             noticed if clean else None,
             since_last=noticed,
-            # the prompts' requests take the places of those that ended
             prefill_tokens=ended * self.prompts.tokens,
             steady=count == self._next,
         )

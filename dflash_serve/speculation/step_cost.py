@@ -60,12 +60,11 @@ class StepCosts:
     @property
     def token_seconds(self) -> float:
         """What one more token costs a large step, a prompt's token as well: the slope at the surface's far corner."""
-        if len(self.draft_tokens) < 2:
-            return self.seconds[-1][-1] / (self.requests[-1] * (1 + self.draft_tokens[-1]))
-        last, before = self.draft_tokens[-1], self.draft_tokens[-2]
-        slope = (self.seconds[-1][-1] - self.seconds[-1][-2]) / (self.requests[-1] * (last - before))
+        row, requests, last = self.seconds[-1], self.requests[-1], self.draft_tokens[-1]
+        if len(row) > 1 and row[-1] > row[-2]:
+            return (row[-1] - row[-2]) / (requests * (last - self.draft_tokens[-2]))
         # a surface that is level there was not measured up to large steps
-        return slope if slope > 0 else self.seconds[-1][-1] / (self.requests[-1] * (1 + last))
+        return row[-1] / (requests * (1 + last))
 
     def _along(self, row: Sequence[float], draft_tokens: float) -> float:
         """K = 0 leaves out the drafter, so no line goes from there to the shortest draft."""

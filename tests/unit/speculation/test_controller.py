@@ -60,13 +60,15 @@ def test_a_drafter_that_recovers_is_used_again(requests: int) -> None:
 
 
 def test_traffic_that_changes_is_followed_within_two_seconds() -> None:
-    engine = engine_of(DraftLengthController(default_choices(15), H200))
+    # K = 0 at 128 as it was with vLLM's own KV cache groups; without them it and 3 are worth the same on chat
+    dear = StepCosts(H200.requests, H200.draft_tokens, (*H200.seconds[:-1], (0.038143, *H200.seconds[-1][1:])))
+    engine = SimulatedEngine(DraftLengthController(default_choices(15), dear), dear)
     run(engine, 128, CHAT, 5)
-    assert engine.controller.draft_tokens <= 3
+    assert engine.controller.draft_tokens == 3
     run(engine, 128, MATHS, 2)
-    assert engine.controller.draft_tokens in (5, 7)
+    assert engine.controller.draft_tokens == 5
     run(engine, 128, CHAT, 2)
-    assert engine.controller.draft_tokens <= 3
+    assert engine.controller.draft_tokens == 3
 
 
 @pytest.mark.parametrize(("requests", "before"), [(128, BROKEN), (32, CHAT)])

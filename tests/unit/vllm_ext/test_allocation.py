@@ -48,15 +48,6 @@ def manager(*, caching: bool = True, drafts: bool = False, retention: int | None
     )
 
 
-@pytest.fixture(autouse=True)
-def vllms_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the plugin's out, which another test of this process may have loaded."""
-    from vllm.v1.core.kv_cache_manager import KVCacheManager
-
-    own = KVCacheManager.__init__
-    monkeypatch.setattr(KVCacheManager, "__init__", getattr(own, "__wrapped__", own))
-
-
 class Traffic:
     """One manager and its requests, decoding as vLLM's asynchronous scheduler has them: a step ahead of its outputs."""
 
@@ -193,10 +184,9 @@ def test_it_stands_aside_where_groups_do_more() -> None:
     assert not quicken(own), "it is ours already"
 
 
-def test_the_plugin_gives_it_to_every_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plugin_gives_it_to_every_engine() -> None:
     from vllm.v1.core.kv_cache_manager import KVCacheManager
 
-    monkeypatch.setattr(KVCacheManager, "__init__", KVCacheManager.__init__)
     assert type(manager()) is KVCacheManager
     install()
     install()
