@@ -270,6 +270,8 @@ def engine_part(folder: Path, args: dict[str, Any], result: Result, *, tiny: boo
     core = core.engine_core
     cache = llm.llm_engine.vllm_config.cache_config
     kv = core.scheduler.kv_cache_manager.kv_cache_config
+    # random weights draft badly, and the scheduler would soon have none of it
+    core.scheduler.draft_length.force(settings.speculation.max_draft_tokens)
     result.put(
         "engine",
         memory=llm.collective_rpc(_memory)[0],
