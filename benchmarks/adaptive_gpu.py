@@ -341,7 +341,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--gpus", default="0", help="one or two CUDA devices")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    parser.add_argument("--gpus", default=visible, help="one or two CUDA devices (default: the first there is)")
     parser.add_argument("--tasks", default="mt_bench,gsm8k")
     parser.add_argument("--loads", default=",".join(map(str, LOADS)))
     parser.add_argument("--seconds", type=float, default=4.0, help="of each cell")

@@ -1,19 +1,22 @@
-"""All that is measured on one GPU, in the time there is.
+"""All that is measured on GPUs, in the time there is.
 
-    python -m benchmarks.gpu_session --out FOLDER --minutes 28 --data PROMPTS [--steps adaptive,serve]
+    python -m benchmarks.gpu_session --out FOLDER --minutes 28 --data PROMPTS [--steps adaptive,serve] [--gpus 0,1]
 
-Each step is a command of its own, with Gemma-4-31B's shape, dummy weights and forced acceptance, and leaves what it
-found in FOLDER as it goes; a step that would not end in time is not begun. Works from a checkout that is not installed.
+Each step is a command of its own on one GPU, with Gemma-4-31B's shape, dummy weights and forced acceptance, and leaves
+what it found in FOLDER/STEP as it goes; a step that would not end in time is not begun. With several GPUs each takes
+the next step as it gets free. Works from a checkout that is not installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -42,13 +45,16 @@ class Step:
 def steps(out: Path, data: Path | None) -> list[Step]:
     """What is to be known first comes first."""
     prompts = ("--data", str(data)) if data else ()
-    to = ("--out", str(out))
+
+    def step(name: str, seconds: int, *arguments: str) -> Step:
+        return Step(name, (*arguments, "--out", str(out / name)), seconds)
+
     return [
-        Step("adaptive", ("benchmarks.adaptive_gpu", *to, "--tasks", "mt_bench,gsm8k", "--seconds", "3.5"), 760),
-        Step("serve", ("benchmarks.gemma4_gpu", *to, "--part", "serve"), 420),
-        Step("overhead", ("benchmarks.gemma4_bench", "overhead", *to, "--fronts", "vllm,up"), 480),
-        Step("speed", ("benchmarks.gemma4_bench", "speed", *to, "--tasks", "mt_bench", *prompts), 800),
-        Step("engine", ("benchmarks.gemma4_gpu", *to, "--part", "engine"), 330),
+        step("adaptive", 830, "benchmarks.adaptive_gpu", "--tasks", "mt_bench,gsm8k", "--seconds", "5"),
+        step("speed", 800, "benchmarks.gemma4_bench", "speed", "--tasks", "mt_bench", *prompts),
+        step("overhead", 600, "benchmarks.gemma4_bench", "overhead"),
+        step("serve", 420, "benchmarks.gemma4_gpu", "--part", "serve"),
+        step("engine", 330, "benchmarks.gemma4_gpu", "--part", "engine"),
     ]
 
 
@@ -68,9 +74,22 @@ def may_begin(step: Step, seconds_left: float) -> bool:
     return seconds_left >= SHORTEST_SHARE * step.seconds
 
 
-def run(command: Sequence[str], log: BinaryIO, seconds: float) -> str:
+def environment(out: Path, gpu: str) -> dict[str, str]:
+    """What a step on that GPU has besides our own: caches that no other step writes to, kept for the next one on it."""
+    cache = out / f"cache-{gpu}"
+    return {
+        "CUDA_VISIBLE_DEVICES": gpu,
+        "VLLM_CACHE_ROOT": str(cache / "vllm"),
+        "TRITON_CACHE_DIR": str(cache / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+    }
+
+
+def run(command: Sequence[str], log: BinaryIO, seconds: float, variables: Mapping[str, str] | None = None) -> str:
     """Run it, and end it and all that it started when its time is up. How it ended."""
-    process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | dict(variables or {}), stdout=log, stderr=subprocess.STDOUT
+    )
     with contextlib.suppress(subprocess.TimeoutExpired):
         return f"ended with {process.wait(seconds)}"
     # servers are in sessions of their own, so by descent, noted before their parents are gone
@@ -86,12 +105,42 @@ def run(command: Sequence[str], log: BinaryIO, seconds: float) -> str:
     return "out of time"
 
 
+def work_through(todo: Sequence[Step], gpus: Sequence[str], out: Path, seconds: float) -> None:
+    """Each GPU takes the next step until none is left or none would end in time."""
+    ends = time.monotonic() + seconds
+    waiting, lock = list(todo), threading.Lock()
+
+    def work(gpu: str) -> None:
+        while True:
+            with lock:
+                if not waiting:
+                    return
+                step = waiting.pop(0)
+            left = ends - time.monotonic()
+            if not may_begin(step, left):
+                print(f"{step.name}: left out, {left:.0f} s are too few", flush=True)
+                continue
+            (out / step.name).mkdir(exist_ok=True)
+            print(f"{step.name}: begun on GPU {gpu}, {left:.0f} s left; log {out / step.name}.log", flush=True)
+            began, limit = time.monotonic(), min(left, LONGEST_SHARE * step.seconds)
+            with (out / f"{step.name}.log").open("wb") as log:
+                how = run([sys.executable, "-m", *step.arguments], log, limit, environment(out, gpu))
+            print(f"{step.name}: {how} after {time.monotonic() - began:.0f} s", flush=True)
+
+    workers = [threading.Thread(target=work, args=(gpu,)) for gpu in gpus]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=45.0)
     parser.add_argument("--data", type=Path, help="folder of <task>.jsonl (default: the hub)")
     parser.add_argument("--steps", help="which, in which order (default: all)")
+    parser.add_argument("--gpus", default="0", help="CUDA devices")
     options = parser.parse_args()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -99,17 +148,7 @@ def main() -> None:
         todo = chosen(steps(out, options.data.resolve() if options.data else None), options.steps)
     except ValueError as error:
         parser.error(str(error))
-    ends = time.monotonic() + 60 * options.minutes
-    for step in todo:
-        left = ends - time.monotonic()
-        if not may_begin(step, left):
-            print(f"{step.name}: left out, {left:.0f} s are too few", flush=True)
-            continue
-        print(f"{step.name}: begun, {left:.0f} s left; log {out / step.name}.log", flush=True)
-        began = time.monotonic()
-        with (out / f"{step.name}.log").open("wb") as log:
-            how = run([sys.executable, "-m", *step.arguments], log, min(left, LONGEST_SHARE * step.seconds))
-        print(f"{step.name}: {how} after {time.monotonic() - began:.0f} s", flush=True)
+    work_through(todo, options.gpus.split(","), out, 60 * options.minutes)
 
 
 if __name__ == "__main__":

@@ -9,21 +9,21 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.gpu_session import chosen, may_begin, run, steps
+from benchmarks.gpu_session import Step, chosen, may_begin, run, steps, work_through
 
 
 def test_steps_are_commands_that_exist() -> None:
     every = steps(Path("/out"), Path("/data"))
     assert all(find_spec(step.arguments[0]) for step in every)
     (speed,) = chosen(every, "speed")
-    assert speed.arguments[-2:] == ("--data", "/data")
+    assert speed.arguments[-4:] == ("--data", "/data", "--out", "/out/speed")
 
 
 def test_steps_are_taken_as_named() -> None:
     every = steps(Path("/out"), None)
     assert [step.name for step in chosen(every, "serve,adaptive")] == ["serve", "adaptive"]
     assert chosen(every, None) == every
-    with pytest.raises(ValueError, match="no step 'sreve'; there are adaptive, serve"):
+    with pytest.raises(ValueError, match="no step 'sreve'; there are adaptive, speed"):
         chosen(every, "sreve")
 
 
@@ -40,3 +40,14 @@ def test_a_step_that_could_not_end_is_not_begun() -> None:
     (serve,) = chosen(steps(Path("/out"), None), "serve")
     assert may_begin(serve, serve.seconds)
     assert not may_begin(serve, serve.seconds / 2)
+
+
+def test_gpus_share_the_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expression = "__import__('os').environ['CUDA_VISIBLE_DEVICES']"
+    show = ("timeit", "-n1", "-r1", f"print({expression}); __import__('time').sleep(0.3)")
+    work_through([*(Step(name, show, 10) for name in "abc"), Step("long", show, 1000)], ["5", "7"], tmp_path, 30)
+    gpus = [(tmp_path / f"{name}.log").read_text().split()[0] for name in "abc"]
+    assert set(gpus) == {"5", "7"}
+    said = capsys.readouterr().out
+    assert said.count("ended with 0") == 3
+    assert "long: left out" in said
