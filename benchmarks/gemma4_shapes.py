@@ -25,6 +25,10 @@ CHAT_TEMPLATE = """{{ bos_token }}{% if enable_thinking or tools %}<|turn>system
 """As far as a text chat needs it, with and without thinking, and with the names of tools."""
 
 
+ROOT = Path(__file__).resolve().parents[1]
+WORDS_LEARNT = 8192
+
+
 def target_config(*, tiny: bool) -> dict[str, Any]:
     """config.json of the target's text model; every sixth layer has full attention, with keys for values."""
     layers = 12 if tiny else 60
@@ -117,22 +121,31 @@ def write_pair(folder: Path, *, tiny: bool) -> tuple[Path, Path]:
     for path, config in ((target, target_config(tiny=tiny)), (drafter, drafter_config(tiny=tiny))):
         path.mkdir(parents=True, exist_ok=True)
         (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    write_tokenizer(target)
+    write_tokenizer(target, None if tiny else target_config(tiny=False)["vocab_size"])
     if tiny:
         _write_random_weights(target, drafter)
     return target, drafter
 
 
-def write_tokenizer(folder: Path) -> None:
-    """Bytes, and Gemma-4's control tokens: enough for a chat through its reasoning and tool-call parsers."""
+def write_tokenizer(folder: Path, words_to: int | None = None) -> None:
+    """Bytes, and Gemma-4's control tokens: enough for a chat through its reasoning and tool-call parsers.
+
+    `words_to`: with words, and a text for every id below it: weights that are dummies may answer with any, and what has
+    no text is no event of a stream.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*CONTROL_TOKENS, *letters])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    merges: list[tuple[str, str]] = []
+    if words_to is not None:
+        vocabulary, merges = _words(vocabulary, words_to)
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in CONTROL_TOKENS])
+    # a drafter of dummy weights may draft nothing but <mask>, which then is to be seen
+    silent = [token for token in CONTROL_TOKENS if words_to is None or token != "<mask>"]
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in silent])
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -140,6 +153,28 @@ def write_tokenizer(folder: Path) -> None:
         "chat_template": CHAT_TEMPLATE,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _words(letters: dict[str, int], size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary of that size and merges: words of `bench` and of our documentation, then words without a meaning."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    from dflash_serve.bench import tasks
+
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    sources = [Path(tasks.__file__).parent / "prompts.jsonl", *sorted((ROOT / "docs").glob("*.md"))]
+    texts = [" ".join(tasks.WORDS), *(source.read_text() for source in sources)]
+    trained.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=WORDS_LEARNT, show_progress=False))
+    model = json.loads(trained.to_str())["model"]
+    merges = [(one, other) for one, other in model["merges"]]
+    vocabulary = dict(letters)
+    for one, other in merges:
+        vocabulary.setdefault(one + other, len(vocabulary))
+    while len(vocabulary) < size:
+        # the first letter stands for a space
+        vocabulary.setdefault(f"\u0120w{len(vocabulary):x}", len(vocabulary))
+    return vocabulary, merges
 
 
 def _write_random_weights(target: Path, drafter: Path) -> None:

@@ -3,7 +3,7 @@ tests/unit/deployments/test_upstream.py fails when one moves, or when another is
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ray.llm._internal.serve.constants import RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING
 from ray.serve._private.api import serve_start as _serve_start
@@ -14,6 +14,7 @@ from ray.serve._private.request_router.request_router import FIFOMixin, Multiple
 from ray.serve.context import _get_global_client
 
 if TYPE_CHECKING:
+    from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
     from ray.serve._private.client import ServeControllerClient
     from ray.serve.deployment import Application
     from ray.serve.llm import LLMConfig
@@ -30,6 +31,7 @@ __all__ = [
     "RequestRouter",
     "RunningReplica",
     "attach_direct_streaming",
+    "engine_on_own_gpu",
     "http_host",
     "serve_start",
 ]
@@ -41,6 +43,30 @@ def attach_direct_streaming(server: Application, llm_config: LLMConfig) -> Appli
 
     router = _build_openai_ingress_request_router(server=server, llm_config=llm_config)
     return server._with_ingress_request_router(router)
+
+
+def engine_on_own_gpu() -> type[VLLMEngine]:
+    """Ray's engine for a replica that holds its GPU itself: the model runs in the engine's process, as in `vllm serve`.
+
+    Ray 2.60 gives every GPU engine vLLM's Ray executor, also where there is one GPU: each step then goes to an actor of
+    its own and back, through shared memory that both poll. Imports vLLM.
+    """
+    from ray.llm._internal.serve.engines.vllm import vllm_engine
+
+    class EngineOnOwnGPU(vllm_engine.VLLMEngine):
+        def _prepare_engine_config(self, callback_ctx: Any) -> Any:
+            """As Ray's, which would ask a task with a GPU, and with the executor of one process."""
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.usage.usage_lib import UsageContext
+
+            config: Any = self.llm_config.get_engine_config()
+            vllm_engine._resolve_hf_model_id_from_mirror(config)
+            kwargs = config.get_initialization_kwargs() | {"distributed_executor_backend": "uni"}
+            arguments = AsyncEngineArgs(**vllm_engine._normalize_vllm_engine_kwargs(kwargs))
+            front_end = vllm_engine.FrontendArgs(**config.frontend_kwargs)
+            return arguments, front_end, arguments.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+
+    return EngineOnOwnGPU
 
 
 def http_host() -> str | None:

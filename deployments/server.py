@@ -15,6 +15,7 @@ from ray import serve
 from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 
+from deployments._upstream import engine_on_own_gpu
 from deployments.telemetry import Telemetry
 from dflash_serve import demo
 from dflash_serve.gateway import Gateway, GatewayConfig, TrafficClasses, load_api_keys
@@ -86,8 +87,17 @@ class DFlashServer(LLMServer):
         self._stats.draft_length_report = Path(self._folder.name) / "draft_length.json"
         os.environ[REPORT_VARIABLE] = str(self._stats.draft_length_report)
         self._telemetry = Telemetry(self._model_id, serve.get_replica_context().replica_id.unique_id)
-        await super().__init__(with_local_models(llm_config))
+        engine = engine_on_own_gpu() if has_one_gpu(llm_config) else None
+        await super().__init__(with_local_models(llm_config), engine_cls=engine)
         self._telemetry.start(lambda: self._stats, start_seconds=time.monotonic() - started)
+
+    @classmethod
+    def get_deployment_options(cls, llm_config: LLMConfig) -> dict[str, Any]:  # type: ignore[override]
+        """Ray's, and the GPU of a replica that has one is the replica's own, not that of an actor beside it."""
+        options: dict[str, Any] = super().get_deployment_options(llm_config)
+        if has_one_gpu(llm_config):
+            options["ray_actor_options"]["num_gpus"] = 1
+        return options
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         app = await super().__serve_build_asgi_app__()
@@ -111,6 +121,12 @@ class DFlashServer(LLMServer):
             # it answers every request with 503 at once: by its load alone it would draw all of them
             in_flight = DEAD
         return stats | {IN_FLIGHT: in_flight, REPORT_NUMBER: next(self._reports)}
+
+
+def has_one_gpu(llm_config: LLMConfig) -> bool:
+    """Whether each replica has exactly one GPU, by its placement group."""
+    bundles = (llm_config.placement_group_config or {}).get("bundles", [])
+    return [bundle.get("GPU", 0) for bundle in bundles] == [1]
 
 
 def with_local_models(llm_config: LLMConfig) -> LLMConfig:

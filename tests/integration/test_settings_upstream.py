@@ -93,6 +93,43 @@ def test_ray_knows_our_accelerators() -> None:
     assert [bundle["GPU"] for bundle in two.get_engine_config().placement_bundles] == [1, 1]
 
 
+def test_a_replica_of_one_gpu_holds_it() -> None:
+    from ray.serve.llm import LLMConfig
+
+    from deployments.server import DFlashServer
+
+    def of(profile: str, **args: Any) -> tuple[float, list[dict[str, float]]]:
+        options = DFlashServer.get_deployment_options(LLMConfig(**kwargs_of(profile, **args)))
+        return options["ray_actor_options"].get("num_gpus", 0), options["placement_group_bundles"]
+
+    gpus, (bundle,) = of("gemma4-31b-h200")
+    assert (gpus, bundle["GPU"]) == (1, 1)
+    # vLLM's Ray workers hold those of a replica that has several
+    gpus, bundles = of("gemma4-31b-h200", hardware={"accelerator": "gpu", "gpus_per_replica": 2})
+    assert (gpus, [bundle["GPU"] for bundle in bundles]) == (0, [1, 1])
+    gpus, (bundle,) = of("smollm2-cpu")
+    assert (gpus, bundle["GPU"]) == (0, 0)
+
+
+def test_one_gpu_needs_no_process_beside_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.serve.llm import LLMConfig
+
+    from benchmarks.gemma4_shapes import write_pair
+    from deployments._upstream import engine_on_own_gpu
+
+    target, _ = write_pair(tmp_path, tiny=True)
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    engine = {"max_model_len": 256, "dtype": "float32"}
+    speculation = {"mode": "off"}
+    kwargs = kwargs_of("gemma4-31b-h200", target=str(target), engine=engine, speculation=speculation)
+    ours = engine_on_own_gpu()(LLMConfig(**kwargs))
+    arguments, front_end, config = ours._prepare_engine_config(None)
+    assert arguments.distributed_executor_backend == "uni"
+    # what `vllm serve` would take, but for vLLM's CPU platform, which has a worker process always
+    assert config.parallel_config.distributed_executor_backend == "mp"
+    assert front_end.disable_fastapi_docs is True
+
+
 def test_vllm_reads_the_environment_that_we_set(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm import envs
 

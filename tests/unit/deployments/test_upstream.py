@@ -48,6 +48,20 @@ def test_server_hooks_of_ray() -> None:
     assert lines[7].startswith("push_telemetry_report_for_all_models")
 
 
+def test_engine_hooks_of_ray() -> None:
+    from ray.llm._internal.serve.engines.vllm import vllm_engine, vllm_models
+
+    hook = inspect.signature(vllm_engine.VLLMEngine._prepare_engine_config)
+    assert list(hook.parameters) == ["self", "callback_ctx"]
+    for needed in (vllm_engine._resolve_hf_model_id_from_mirror, vllm_engine._normalize_vllm_engine_kwargs):
+        assert len(inspect.signature(needed).parameters) == 1
+    lines = [line.strip() for line in inspect.getsource(vllm_engine._get_vllm_engine_config).splitlines()]
+    calls = [line for line in lines if "(" in line and not line.startswith(("#", "def", "raise", "from"))]
+    assert len(calls) == 6, "Ray does more to make the engine's configuration than our override"
+    source = inspect.getsource(vllm_models.VLLMEngineConfig.get_initialization_kwargs)
+    assert "executor_backend = EXECUTOR_BACKEND_RAY" in source, "Ray has come to know GPU engines of one process"
+
+
 def test_no_other_file_leans_on_a_private_name_of_ray() -> None:
     for path in sorted((ROOT / "deployments").glob("*.py")):
         if path.name != "_upstream.py":
