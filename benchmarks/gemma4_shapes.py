@@ -130,26 +130,26 @@ def write_pair(folder: Path, *, tiny: bool) -> tuple[Path, Path]:
 def write_tokenizer(folder: Path, words_to: int | None = None) -> None:
     """Bytes, and Gemma-4's control tokens: enough for a chat through its reasoning and tool-call parsers.
 
-    `words_to`: with words, and a text for every id below it: weights that are dummies may answer with any, and what has
-    no text is no event of a stream.
+    `words_to`: with words, and a text for every id below it that weights may answer with which are dummies: what has no
+    text is no event of a stream. Logits that are all the same give the first id; a drafter drafts <mask>.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*CONTROL_TOKENS, *letters])}
     merges: list[tuple[str, str]] = []
+    seen: tuple[str, ...] = ()
     if words_to is not None:
         vocabulary, merges = _words(vocabulary, words_to)
+        seen = ("<pad>", "<mask>")
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    # a drafter of dummy weights may draft nothing but <mask>, which then is to be seen
-    silent = [token for token in CONTROL_TOKENS if words_to is None or token != "<mask>"]
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in silent])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in CONTROL_TOKENS if token not in seen])
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **{f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")},
+        **{f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk") if f"<{name}>" not in seen},
         "chat_template": CHAT_TEMPLATE,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")

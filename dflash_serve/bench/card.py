@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SOURCE = "model card of z-lab/gemma-4-31B-it-DFlash: one B300, K = 15, thinking on"
+DRAFT_TOKENS = 15
+SOURCE = f"model card of z-lab/gemma-4-31B-it-DFlash: one B300, K = {DRAFT_TOKENS}, thinking on"
 CONCURRENCIES = (1, 8, 32)
 
 

@@ -74,7 +74,7 @@ def run(
     from dflash_serve.bench import tasks as prompts
     from dflash_serve.bench.client import Endpoint
     from dflash_serve.bench.report import RUN, Report, about
-    from dflash_serve.bench.run import Load, Stage, pair_stages, request_body
+    from dflash_serve.bench.run import FORCED, Load, Stage, pair_stages, request_body
     from dflash_serve.bench.summary import AUTOREGRESSIVE
 
     if pair == (url is not None):
@@ -97,6 +97,7 @@ def run(
             args = _args(settings)
             stages = pair_stages(list(chosen), args, sides.split(","), plain=plain, synthetic=synthetic)
             served = {"servers": f"`up{' --plain' if plain else ''}`, {settings.name if settings else 'profile auto'}"}
+            served |= {"forced acceptance": FORCED} if synthetic else {}
         else:
             assert url is not None
             side = Endpoint(url.rstrip("/"), model=model, api_key=key, metrics_url=metrics_url)
@@ -136,15 +137,15 @@ def overhead(
     from dflash_serve.bench import overhead as front_end
     from dflash_serve.bench import tasks as prompts
     from dflash_serve.bench.report import OVERHEAD, Report, about
-    from dflash_serve.bench.run import Load, request_body, synthetic_options
+    from dflash_serve.bench.run import Load, draft_tokens_of, request_body, synthetic_options
     from dflash_serve.settings.profiles import merge
 
     try:
         levels = _numbers("--concurrency", concurrency)
         args = _args(settings)
         if synthetic:
-            options = {"speculation": {"options": synthetic_options("mt_bench")}, "engine": {"load_format": "dummy"}}
-            args = merge(args, options)
+            forced = synthetic_options("mt_bench", draft_tokens_of(args))
+            args = merge(args, {"speculation": {"options": forced}, "engine": {"load_format": "dummy"}})
         stages = front_end.stages(args, levels, sides.split(","))
         chosen = prompts.load([prompts.RANDOM], folder=None, samples=max(samples, *levels), words=words)
     except ValueError as error:

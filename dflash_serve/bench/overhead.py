@@ -6,11 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dflash_serve.bench.run import Stage, Start
+from dflash_serve.bench.run import Stage, Start, need_profile
 from dflash_serve.bench.servers import dflash_server, vllm_server
 from dflash_serve.bench.summary import Row
 from dflash_serve.bench.tasks import RANDOM
-from dflash_serve.hardware import Cluster, has_gpu
+from dflash_serve.hardware import Cluster
 from dflash_serve.settings.profiles import merge, resolve
 
 VLLM, PLAIN, HIGH_THROUGHPUT = "vllm serve", "up --plain", "up"
@@ -40,8 +40,7 @@ def stages(args: Mapping[str, Any], concurrencies: Sequence[int], sides: Sequenc
     for side in sides:
         if side not in SIDES:
             raise ValueError(f"--sides: no side {side!r}; there are {', '.join(SIDES)}")
-    if args.get("profile", "auto") == "auto" and has_gpu():
-        raise ValueError("--settings: name a `profile` in it; which one `auto` would take is known to Ray alone")
+    need_profile(args)
     cluster = Cluster(cpus=os.cpu_count() or 1, gpus={})
     resolved = resolve(args, cluster)
     limit = max(*concurrencies, resolved.settings.limits.max_concurrent_requests)

@@ -214,6 +214,11 @@ def _notes(report: Report) -> list[str]:
                 f"{' and '.join(sources)}. drafted: draft tokens of a verification, on average; steps without a "
                 "draft are no verifications."
             )
+    if any(len(sample.timed) < len(sample.good) for sample in report.samples):
+        notes.append(
+            "TTFT, TPOT and ITL are left out where they could not be seen: those answers had one event with output, "
+            "their end. Their tokens have no text."
+        )
     busiest = max((row.client_cpu_share for row in rows), default=0)
     if busiest > BUSY_CLIENT:
         notes.append(f"The load generator was busy {busiest:.0%} of one cell's time: its figures are a lower bound.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,9 @@ from dflash_serve.bench.servers import Server, dflash_server
 from dflash_serve.bench.summary import AUTOREGRESSIVE
 from dflash_serve.bench.tasks import Conversation
 from dflash_serve.bench.view import View
-from dflash_serve.settings.profiles import merge
+from dflash_serve.hardware import Cluster, has_gpu
+from dflash_serve.settings.profiles import merge, resolve
+from dflash_serve.speculation.estimate import rate_of_length
 
 Tasks = Mapping[str, list[Conversation]]
 Start = Callable[[Path], contextlib.AbstractContextManager[Server]]
@@ -102,22 +105,46 @@ def pair_stages(
         if not changes and (args.get("speculation") or {}).get("mode") in ("off", False):
             raise ValueError("--sides: dflash is the settings as they are, and their speculation.mode is off; take k=N")
         if synthetic and name != AUTOREGRESSIVE:
+            most = draft_tokens_of(merge(common, {"speculation": changes}))
             for task in tasks:
-                stages.append(Stage(name, (task,), start(changes | {"options": synthetic_options(task)})))
+                stages.append(Stage(name, (task,), start(changes | {"options": synthetic_options(task, most)})))
         else:
             stages.append(Stage(name, tuple(tasks), start(changes)))
     return stages
 
 
-def synthetic_options(task: str) -> dict[str, Any]:
+FORCED = "the same chance for each draft token, such that the card's 15 give its acceptance length"
+"""How `synthetic_options` accept."""
+
+
+def draft_tokens_of(args: Mapping[str, Any]) -> int:
+    """The most that these settings verify at once. Raises SettingsError; ValueError as `need_profile`."""
+    need_profile(args)
+    cluster = Cluster(cpus=os.cpu_count() or 1, gpus={})
+    return resolve(args, cluster, read_config=lambda _: None).settings.speculation.max_draft_tokens
+
+
+def need_profile(args: Mapping[str, Any]) -> None:
+    """Raises ValueError on a GPU when the settings name no profile."""
+    if args.get("profile", "auto") == "auto" and has_gpu():
+        raise ValueError("--settings: name a `profile` in it; which one `auto` would take is known to Ray alone")
+
+
+def synthetic_options(task: str, draft_tokens: int) -> dict[str, Any]:
     """Fields of vLLM's `speculative_config` that accept at the card's rate whatever was drafted; ValueError for a task
-    that the card lacks."""
+    that the card lacks.
+
+    The same chance at each position. vLLM's own `synthetic_acceptance_length` would accept the first draft tokens
+    always and those behind them never: at 4.23, three draft tokens would give what fifteen do.
+    """
     length = card.acceptance_length(task)
     if length is None:
         raise ValueError(
             f"--synthetic: the card has no acceptance length for {task!r}; take --tasks of {', '.join(card.TASKS)}"
         )
-    return {"rejection_sample_method": "synthetic", "synthetic_acceptance_length": length}
+    rate = rate_of_length(length, card.DRAFT_TOKENS)
+    rates = [round(rate**position, 6) for position in range(1, draft_tokens + 1)]
+    return {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": rates}
 
 
 def ordered(stages: Sequence[Stage], number: int) -> list[Stage]:

@@ -13,6 +13,8 @@ from dflash_serve.speculation.acceptance import AcceptanceCounts
 STEP = 1.005
 """Ratio of neighbouring bins: a percentile is right within 0.25 %."""
 SMALLEST_SECONDS = 1e-6
+MOST_TOKENS_OF_AN_EVENT = 64
+"""More than a step of speculation gives a request."""
 
 
 class LatencyHistogram:
@@ -84,6 +86,16 @@ class Sample:
     @property
     def good(self) -> list[Request]:
         return [request for request in self.requests if request.error is None]
+
+    @property
+    def timed(self) -> list[Request]:
+        """Of the good ones, those that showed when their tokens came: not a long answer whose one event was its end, as
+        where tokens have no text (dummy weights, special tokens)."""
+        if self.gaps.count:
+            return self.good
+        return [
+            r for r in self.good if r.completion_tokens <= MOST_TOKENS_OF_AN_EVENT or r.ttft_seconds < r.seconds / 2
+        ]
 
     @property
     def completion_tokens(self) -> int:

@@ -60,7 +60,7 @@ OWNED_ENGINE_ARGUMENTS = {
     "tensor_parallel_size": "set hardware.gpus_per_replica",
     "pipeline_parallel_size": "a replica is one node; set hardware.gpus_per_replica",
     "data_parallel_size": "set autoscaling.max_replicas",
-    "distributed_executor_backend": "Ray Serve LLM chooses it",
+    "distributed_executor_backend": "it follows from hardware.gpus_per_replica",
     "disable_log_stats": "the metrics are made of them",
     "otlp_traces_endpoint": "set metrics.otlp_traces_endpoint",
     "override_generation_config.max_new_tokens": "set limits.max_output_tokens",

@@ -122,7 +122,7 @@ def test_one_gpu_needs_no_process_beside_the_engine(tmp_path: Path, monkeypatch:
     engine = {"max_model_len": 256, "dtype": "float32"}
     speculation = {"mode": "off"}
     kwargs = kwargs_of("gemma4-31b-h200", target=str(target), engine=engine, speculation=speculation)
-    ours = engine_on_own_gpu()(LLMConfig(**kwargs))
+    ours: Any = engine_on_own_gpu()(LLMConfig(**kwargs))
     arguments, front_end, config = ours._prepare_engine_config(None)
     assert arguments.distributed_executor_backend == "uni"
     # what `vllm serve` would take, but for vLLM's CPU platform, which has a worker process always

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from dflash_serve.bench.card import CARD, acceptance_length
-from dflash_serve.bench.run import Load, ordered, pair_stages, request_body, speculation_of, synthetic_options
+from dflash_serve.bench.run import (
+    Load,
+    draft_tokens_of,
+    ordered,
+    pair_stages,
+    request_body,
+    speculation_of,
+    synthetic_options,
+)
 from dflash_serve.bench.servers import vllm_config
 from dflash_serve.hardware import Cluster
 from dflash_serve.settings import resolve
@@ -76,7 +84,12 @@ def test_forced_acceptance_takes_a_server_a_task() -> None:
         ("adaptive", ("gsm8k",)),
         ("adaptive", ("mbpp",)),
     ]
-    assert synthetic_options("gsm8k")["synthetic_acceptance_length"] == acceptance_length("gsm8k") == 7.53
+    rates = synthetic_options("gsm8k", 15)["synthetic_acceptance_rates"]
+    assert 1 + sum(rates) == pytest.approx(acceptance_length("gsm8k"), abs=1e-4) == pytest.approx(7.53, abs=1e-4)
+    assert rates == sorted(rates, reverse=True), "a draft token counts when all before it do"
+    # of fewer draft tokens the first are what they were
+    assert synthetic_options("gsm8k", 3)["synthetic_acceptance_rates"] == rates[:3]
+    assert draft_tokens_of({"speculation": {"max_draft_tokens": 7}}) == 7
     with pytest.raises(ValueError, match="no acceptance length for 'sample'"):
         pair_stages(["sample"], {}, ["dflash"], plain=False, synthetic=True)
 

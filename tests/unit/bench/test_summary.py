@@ -140,3 +140,15 @@ def test_front_end_cost_and_its_goals() -> None:
     assert "every concurrency: met (smallest 0.990)" in first
     assert "met (largest +4.0 ms)" in second
     assert "NOT met (0.800)" in third
+
+
+def test_answers_that_came_in_one_event_tell_no_time_to_the_first_token() -> None:
+    sides = ((VLLM, 10.0), (HIGH_THROUGHPUT, 10.1))
+    whole = [sample(s, seconds, concurrency=32, ttft_seconds=10.9) for s, seconds in sides]
+    rows = _, ours = summarise(whole, VLLM)
+    assert (ours.ttft_ms, ours.tpot_ms, ours.added_ttft_ms, ours.requests) == (None, None, None, 2)
+    assert len(verdicts(rows)) == 1
+    # a short one may well be one step's
+    short = Sample(VLLM, "gsm8k", 1, 0, 1.0, [Request(10, 16, 0.999, 1.0)])
+    (row,) = summarise([short], VLLM)
+    assert row.ttft_ms is not None
