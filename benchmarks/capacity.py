@@ -10,7 +10,7 @@ from pathlib import Path
 from dflash_serve.bench.card import acceptance_length
 
 MEASURED = Path(__file__).parent / "results" / "adaptive-h200" / "rows.jsonl"
-"""One H200, 2026-11-25: the engine without HTTP (`python -m benchmarks.adaptive_gpu`)."""
+"""One H200, 2026-11-26: the engine without HTTP (`python -m benchmarks.adaptive_gpu`)."""
 TASKS = {"chat": "mt_bench", "maths": "gsm8k"}
 TEXTS = {text: acceptance_length(task) for text, task in TASKS.items()}
 """Acceptance lengths with 15 draft tokens that the run was given: those of the drafter's card (B300)."""
@@ -35,7 +35,7 @@ Gemma-4-31B's shape and its drafter's with random values decoded answers of 256 
 position was accepted with the chance that gives the acceptance length of the drafter's card ({TEXTS["chat"]} chat,
 {TEXTS["maths"]} maths; its authors measured them on a B300). B300s were not measured. Left out: long prompts (prefill
 takes GPU time of its own), the KV cache's limit on long requests (`dflash-serve preflight` says how many fit), the HTTP
-path, and what queues cost. Each figure is 3.5 seconds: neighbours differ by some percent from luck alone. Measure your
+path, and what queues cost. Each figure is 5 seconds: neighbours differ by some percent from luck alone. Measure your
 own traffic before you buy: `ray_dflash_acceptance_length` is the number to compare.
 """
 

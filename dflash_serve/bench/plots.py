@@ -179,25 +179,30 @@ def _time_axis(axis: Any) -> None:
 
 
 def _ratio(rows: Sequence[Row], baseline: str) -> Any:
-    """Throughput over `vllm serve`'s, added median TTFT, and server CPU a token."""
-    figure, axes = _panels(3)
+    """Throughput over `vllm serve`'s, added median TTFT where streams showed it, and server CPU a token."""
+    timed = any(row.added_ttft_ms for row in rows)
+    figure, axes = _panels(3 if timed else 2)
     for number, side in enumerate(dict.fromkeys(row.side for row in rows)):
         mine = [row for row in rows if row.side == side]
         style = {"label": side, "color": f"C{number}"}
         if side != baseline:
             _spreads(axes[0], [(row.concurrency, row.speedup) for row in mine if row.speedup], **style)
-            _spreads(axes[1], [(row.concurrency, row.added_ttft_ms) for row in mine if row.added_ttft_ms], **style)
+            if timed:
+                _spreads(axes[1], [(row.concurrency, row.added_ttft_ms) for row in mine if row.added_ttft_ms], **style)
         cpu = [(r.concurrency, r.server_cpu_ms_per_token) for r in mine if r.server_cpu_ms_per_token is not None]
-        axes[2].plot([c for c, _ in cpu], [milliseconds for _, milliseconds in cpu], marker="o", **style)
-    titles = (f"tokens/s over {baseline}", "added to the median TTFT, ms", "server CPU, ms a token")
+        axes[-1].plot([c for c, _ in cpu], [milliseconds for _, milliseconds in cpu], marker="o", **style)
+    titles = [f"tokens/s over {baseline}", "added to the median TTFT, ms", "server CPU, ms a token"]
+    if not timed:
+        titles.pop(1)
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=10)
         _concurrency_axis(axis, sorted({row.concurrency for row in rows}))
     axes[0].axhline(1, color="black", linewidth=0.8)
-    axes[1].axhline(0, color="black", linewidth=0.8)
-    axes[0].set_ylim(bottom=0)
-    axes[2].set_ylim(bottom=0)
-    axes[2].legend(fontsize=8)
+    axes[0].set_ylim(0, 1.05 * axes[0].get_ylim()[1])
+    if timed:
+        axes[1].axhline(0, color="black", linewidth=0.8)
+    axes[-1].set_ylim(bottom=0)
+    axes[-1].legend(fontsize=8)
     return figure
 
 
