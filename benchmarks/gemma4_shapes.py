@@ -26,7 +26,7 @@ CHAT_TEMPLATE = """{{ bos_token }}{% if enable_thinking or tools %}<|turn>system
 
 
 ROOT = Path(__file__).resolve().parents[1]
-WORDS_LEARNT = 8192
+LEARNT_TOKENS = 8192
 
 
 def target_config(*, tiny: bool) -> dict[str, Any]:
@@ -127,48 +127,50 @@ def write_pair(folder: Path, *, tiny: bool) -> tuple[Path, Path]:
     return target, drafter
 
 
-def write_tokenizer(folder: Path, words_to: int | None = None) -> None:
+def write_tokenizer(folder: Path, vocabulary_size: int | None = None) -> None:
     """Bytes, and Gemma-4's control tokens: enough for a chat through its reasoning and tool-call parsers.
 
-    `words_to`: with words, and a text for every id below it that weights may answer with which are dummies: what has no
-    text is no event of a stream. Logits that are all the same give the first id; a drafter drafts <mask>.
+    With `vocabulary_size` words too, up to it: an id without text gives no event of a stream, and weights that are
+    dummies answer with the first id (their logits are all alike), or, as drafters, draft <mask>. Those two have a text
+    then.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*CONTROL_TOKENS, *letters])}
     merges: list[tuple[str, str]] = []
-    seen: tuple[str, ...] = ()
-    if words_to is not None:
-        vocabulary, merges = _words(vocabulary, words_to)
-        seen = ("<pad>", "<mask>")
+    printed: tuple[str, ...] = ()
+    if vocabulary_size is not None:
+        vocabulary, merges = _with_words(vocabulary, vocabulary_size)
+        printed = ("<pad>", "<mask>")
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in CONTROL_TOKENS if token not in seen])
+    special = [AddedToken(token, normalized=False) for token in CONTROL_TOKENS if token not in printed]
+    tokenizer.add_special_tokens(special)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **{f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk") if f"<{name}>" not in seen},
+        **{f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk") if f"<{name}>" not in printed},
         "chat_template": CHAT_TEMPLATE,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _words(letters: dict[str, int], size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary of that size and merges: words of `bench` and of our documentation, then words without a meaning."""
+def _with_words(tokens: dict[str, int], size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """`tokens` and words after them, `size` in all, and the merges: first such as are in texts that do not change (so
+    that prompts take as many tokens from one commit to the next), then words without a meaning."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     from dflash_serve.bench import tasks
 
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    sources = [Path(tasks.__file__).parent / "prompts.jsonl", *sorted((ROOT / "docs").glob("*.md"))]
-    texts = [" ".join(tasks.WORDS), *(source.read_text() for source in sources)]
-    trained.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=WORDS_LEARNT, show_progress=False))
+    texts = [" ".join(tasks.WORDS), *(path.read_text() for path in (tasks.SAMPLE_FILE, ROOT / "LICENSE"))]
+    trained.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=LEARNT_TOKENS, show_progress=False))
     model = json.loads(trained.to_str())["model"]
     merges = [(one, other) for one, other in model["merges"]]
-    vocabulary = dict(letters)
+    vocabulary = dict(tokens)
     for one, other in merges:
         vocabulary.setdefault(one + other, len(vocabulary))
     while len(vocabulary) < size:

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -106,12 +107,12 @@ def run(command: Sequence[str], log: BinaryIO, seconds: float, variables: Mappin
 
 
 def work_through(todo: Sequence[Step], gpus: Sequence[str], out: Path, seconds: float) -> None:
-    """Each GPU takes the next step until none is left or none would end in time."""
+    """Each GPU takes the next step until none is left or none would end in time. An interrupt begins no further one."""
     ends = time.monotonic() + seconds
-    waiting, lock = list(todo), threading.Lock()
+    waiting, lock, stopped = list(todo), threading.Lock(), threading.Event()
 
     def work(gpu: str) -> None:
-        while True:
+        while not stopped.is_set():
             with lock:
                 if not waiting:
                     return
@@ -127,11 +128,13 @@ def work_through(todo: Sequence[Step], gpus: Sequence[str], out: Path, seconds: 
                 how = run([sys.executable, "-m", *step.arguments], log, limit, environment(out, gpu))
             print(f"{step.name}: {how} after {time.monotonic() - began:.0f} s", flush=True)
 
-    workers = [threading.Thread(target=work, args=(gpu,)) for gpu in gpus]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    with ThreadPoolExecutor(len(gpus)) as pool:
+        workers = [pool.submit(work, gpu) for gpu in gpus]
+        try:
+            for worker in workers:
+                worker.result()
+        finally:
+            stopped.set()
 
 
 def main() -> None:
@@ -140,7 +143,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=45.0)
     parser.add_argument("--data", type=Path, help="folder of <task>.jsonl (default: the hub)")
     parser.add_argument("--steps", help="which, in which order (default: all)")
-    parser.add_argument("--gpus", default="0", help="CUDA devices")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    parser.add_argument("--gpus", default=visible, help="CUDA devices (default: the first there is)")
     options = parser.parse_args()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)

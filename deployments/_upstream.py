@@ -49,13 +49,18 @@ def engine_on_own_gpu() -> type[VLLMEngine]:
     """Ray's engine for a replica that holds its GPU itself: the model runs in the engine's process, as in `vllm serve`.
 
     Ray 2.60 gives every GPU engine vLLM's Ray executor, also where there is one GPU: each step then goes to an actor of
-    its own and back, through shared memory that both poll. Imports vLLM.
+    its own and back, through shared memory that both poll. (Ray Data's engines have had vLLM's own choice since
+    ray-project/ray#60934.) Can go when `distributed_executor_backend` may be `uni` in an LLMConfig.
+
+    When the replica is killed, Ray ends its engine and so frees the GPU: `RAY_process_group_cleanup_enabled`, on by
+    default, must be left so. Imports vLLM.
     """
     from ray.llm._internal.serve.engines.vllm import vllm_engine
 
     class EngineOnOwnGPU(vllm_engine.VLLMEngine):
         def _prepare_engine_config(self, callback_ctx: Any) -> Any:
-            """As Ray's, which would ask a task with a GPU, and with the executor of one process."""
+            """Ray builds the configuration in a task that needs the placement group's GPU, which the replica now holds.
+            So it is built here, with vLLM's executor of one process."""
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.usage.usage_lib import UsageContext
 

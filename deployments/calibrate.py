@@ -22,8 +22,8 @@ from rich.table import Table
 from deployments.app import check, check_names_of_vllm
 from deployments.up import load_config, our_applications
 from dflash_serve import demo
-from dflash_serve.hardware import has_gpu
-from dflash_serve.settings import Cluster, Settings, SettingsError
+from dflash_serve.hardware import need_profile, this_machine
+from dflash_serve.settings import Settings, SettingsError
 from dflash_serve.settings.profiles import merge
 from dflash_serve.settings.translate import engine_args, environment
 from dflash_serve.speculation.calibration import choose, loads_up_to, surface, worst_loss
@@ -67,9 +67,8 @@ def _settings(config_path: Path, profile: str | None) -> Settings:
     if not applications:
         raise ValueError(f"{config_path} has no application with import_path deployments.app:build; name one")
     args = applications[0].args | ({"profile": profile} if profile else {})
-    if args.get("profile", "auto") == "auto" and has_gpu():
-        raise ValueError("--profile: name it; which one `auto` would take on this machine is known to Ray alone")
-    cluster = Cluster(cpus=os.cpu_count() or 1, gpus={})
+    need_profile(args, "--profile: name it")
+    cluster = this_machine()
     stated = check(args, http_host=config.http_options.host, cluster=cluster).settings
     if not stated.speculates:
         raise SettingsError(["speculation.mode: off leaves nothing to calibrate; set adaptive"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from rich.markup import escape
 from deployments.app import check, check_names_of_vllm
 from deployments.up import load_config, our_applications
 from dflash_serve import preflight
-from dflash_serve.settings import Cluster, SettingsError
+from dflash_serve.hardware import this_machine
+from dflash_serve.settings import SettingsError
 
 console = Console(highlight=False)
 
@@ -32,8 +32,7 @@ def run(config_path: Path, *, profile: str | None) -> int:
         for application in applications:
             args = application.args | ({"profile": profile} if profile else {})
             # auto without a cluster: what a machine without GPUs gets
-            cluster = Cluster(cpus=os.cpu_count() or 1, gpus={})
-            resolved = check(args, http_host=config.http_options.host, cluster=cluster)
+            resolved = check(args, http_host=config.http_options.host, cluster=this_machine())
             console.print(f"[bold]{application.name}[/bold]: profile {resolved.profile} ({escape(resolved.reason)})")
             if find_spec("vllm") is not None:
                 check_names_of_vllm(resolved.settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -45,6 +46,11 @@ class Cluster:
     cpus: float
     gpus: Mapping[str, int]
     """Accelerator type -> GPUs of it; the type is "" for GPUs that Ray cannot name."""
+
+
+def this_machine() -> Cluster:
+    """Without its GPUs, whose kind is known to Ray alone."""
+    return Cluster(cpus=os.cpu_count() or 1, gpus={})
 
 
 @dataclass(frozen=True)
@@ -95,3 +101,14 @@ def has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def need_profile(args: Mapping[str, object], mend: str) -> None:
+    """Raises ValueError where `args` leave the profile to Ray, and this machine has a GPU.
+
+    Args:
+        args: What stands under `args` in serve_config.yaml.
+        mend: What the error begins with: the option, and what to do with it.
+    """
+    if args.get("profile", "auto") == "auto" and has_gpu():
+        raise ValueError(f"{mend}; which one `auto` would take on this machine is known to Ray alone")

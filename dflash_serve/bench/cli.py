@@ -61,7 +61,11 @@ def run(
     settings: SettingsFile = None,
     plain: Annotated[bool, typer.Option("--plain", help="With --pair: servers as `up --plain` starts them.")] = False,
     synthetic: Annotated[
-        bool, typer.Option("--synthetic", help="With --pair: dummy weights, the model card's acceptance forced.")
+        bool,
+        typer.Option(
+            "--synthetic",
+            help="With --pair: dummy weights, the model card's acceptance forced; --settings names the profile.",
+        ),
     ] = False,
     api_key_env: Annotated[str, typer.Option(help="Variable that holds the API key.")] = "OPENAI_API_KEY",
     metrics_url: Annotated[
@@ -137,15 +141,18 @@ def overhead(
     from dflash_serve.bench import overhead as front_end
     from dflash_serve.bench import tasks as prompts
     from dflash_serve.bench.report import OVERHEAD, Report, about
-    from dflash_serve.bench.run import Load, draft_tokens_of, request_body, synthetic_options
+    from dflash_serve.bench.run import FORCED, Load, draft_tokens_of, request_body, synthetic_options
     from dflash_serve.settings.profiles import merge
 
     try:
         levels = _numbers("--concurrency", concurrency)
         args = _args(settings)
+        drafts = (args.get("speculation") or {}).get("mode") not in ("off", False)
         if synthetic:
+            args = merge(args, {"engine": {"load_format": "dummy"}})
+        if synthetic and drafts:
             forced = synthetic_options("mt_bench", draft_tokens_of(args))
-            args = merge(args, {"speculation": {"options": forced}, "engine": {"load_format": "dummy"}})
+            args = merge(args, {"speculation": {"options": forced}})
         stages = front_end.stages(args, levels, sides.split(","))
         chosen = prompts.load([prompts.RANDOM], folder=None, samples=max(samples, *levels), words=words)
     except ValueError as error:
@@ -158,6 +165,8 @@ def overhead(
         "requests": f"{words} random words, {max_tokens} tokens; {per_stream} a stream, at least {samples}; "
         f"{rounds} round(s)",
     }
+    described |= {} if drafts else {"drafter": "none"}
+    described |= {"forced acceptance": FORCED} if synthetic and drafts else {}
     empty = Report(OVERHEAD, about(servers_here=True, **described), synthetic, front_end.VLLM, [])
     _measure(stages, load, rounds, empty, out)
 

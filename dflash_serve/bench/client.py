@@ -57,7 +57,7 @@ class Answer:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     ttft_seconds: float | None = None
-    """To the first event with output; None when none came."""
+    """To the first event with output; None when none came, or only the end of several tokens that have no text."""
     seconds: float = 0.0
     """To the end of the stream."""
     gaps_seconds: list[float] = field(default_factory=list)
@@ -109,7 +109,7 @@ async def ask(http: aiohttp.ClientSession, endpoint: Endpoint, messages: list[An
     """
     answer = Answer()
     parts: list[str] = []
-    usage = False
+    usage = shown = False
     started = last = time.perf_counter()
     try:
         async with _post(http, endpoint, messages, salt) as response:
@@ -125,6 +125,7 @@ async def ask(http: aiohttp.ClientSession, endpoint: Endpoint, messages: list[An
                     choice := event["choices"][0], first=answer.ttft_seconds is None
                 ):
                     now = time.perf_counter()
+                    shown |= has_output(choice, first=False)
                     if answer.ttft_seconds is None:
                         answer.ttft_seconds = now - started
                     else:
@@ -143,6 +144,8 @@ async def ask(http: aiohttp.ClientSession, endpoint: Endpoint, messages: list[An
     answer.content = "".join(parts)
     if answer.ttft_seconds is None or not usage:
         answer.error = "the stream ended without " + ("usage" if answer.ttft_seconds is not None else "output")
+    elif not shown and answer.completion_tokens > 1:
+        answer.ttft_seconds = None
     return answer
 
 

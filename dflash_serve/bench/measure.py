@@ -106,9 +106,7 @@ async def measure(
         round=number,
         seconds=seconds,
         model=endpoint.model,
-        requests=[
-            Request(a.prompt_tokens, a.completion_tokens, a.ttft_seconds or 0.0, a.seconds, a.error) for a in answers
-        ],
+        requests=[Request(a.prompt_tokens, a.completion_tokens, a.ttft_seconds, a.seconds, a.error) for a in answers],
         gaps=gaps,
         acceptance=acceptance,
         acceptance_source=source,

@@ -34,7 +34,7 @@ def draw(rows: Sequence[Row], *, overhead: bool, baseline: str, samples: Sequenc
         drawings.append(("ratio", _ratio(rows, baseline)) if overhead else ("speedup", _speedup(rows)))
     if any(row.acceptance_by_position for row in rows) and not overhead:
         drawings.append(("acceptance", _acceptance(rows)))
-    if any(sample.timed for sample in samples):
+    if any(row.ttft_ms for row in rows):
         drawings.append(("latency", _latency(samples)))
     return [_rendered(name, figure) for name, figure in drawings]
 
@@ -142,13 +142,13 @@ def _latency(samples: Sequence[Sample]) -> Any:
     for line, concurrency in enumerate(concurrencies):
         for side in dict.fromkeys(s.side for s in samples):
             mine = [s for s in samples if (s.side, s.concurrency) == (side, concurrency)]
-            timed = [request for sample in mine for request in sample.timed]
+            good = [request for sample in mine for request in sample.good]
             gaps = LatencyHistogram()
             for sample in mine:
                 gaps.merge(sample.gaps)
             ttft, tpot = LatencyHistogram(), LatencyHistogram()
-            ttft.add_all(r.ttft_seconds for r in timed)
-            tpot.add_all(r.tpot_seconds for r in timed if r.tpot_seconds is not None)
+            ttft.add_all(r.ttft_seconds for r in good if r.ttft_seconds is not None)
+            tpot.add_all(r.tpot_seconds for r in good if r.tpot_seconds is not None)
             for offset, histogram in enumerate((ttft, tpot, gaps)):
                 values = [histogram.percentile(percent) for percent in PERCENTS]
                 if histogram.count:

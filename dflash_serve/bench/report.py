@@ -28,8 +28,8 @@ from dflash_serve.bench.table import COLUMNS, cells, figure, spread
 RUN, OVERHEAD = "run", "overhead"
 TITLES = {RUN: "DFlash benchmark", OVERHEAD: "Front-end cost"}
 SYNTHETIC = (
-    "SYNTHETIC: weights are dummies and acceptance is forced to the model card's figures. Speeds are those of this "
-    "hardware; acceptance was not measured."
+    "SYNTHETIC: weights are dummies and, where there is a drafter, acceptance is forced to the model card's figures. "
+    "Speeds are those of this hardware; acceptance was not measured."
 )
 BUSY_CLIENT = 0.7
 """CPU share of the load generator's one thread above which it may be what was measured."""
@@ -214,10 +214,10 @@ def _notes(report: Report) -> list[str]:
                 f"{' and '.join(sources)}. drafted: draft tokens of a verification, on average; steps without a "
                 "draft are no verifications."
             )
-    if any(len(sample.timed) < len(sample.good) for sample in report.samples):
+    if any(request.ttft_seconds is None for sample in report.samples for request in sample.good):
         notes.append(
-            "TTFT, TPOT and ITL are left out where they could not be seen: those answers had one event with output, "
-            "their end. Their tokens have no text."
+            "TTFT, TPOT and ITL are left out where streams did not show them: those answers of several tokens had one "
+            "event, their end, as where tokens have no text. What events cost is then not in the figures either."
         )
     busiest = max((row.client_cpu_share for row in rows), default=0)
     if busiest > BUSY_CLIENT:

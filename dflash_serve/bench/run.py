@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from dflash_serve.bench.servers import Server, dflash_server
 from dflash_serve.bench.summary import AUTOREGRESSIVE
 from dflash_serve.bench.tasks import Conversation
 from dflash_serve.bench.view import View
-from dflash_serve.hardware import Cluster, has_gpu
+from dflash_serve.hardware import need_profile, this_machine
 from dflash_serve.settings.profiles import merge, resolve
 from dflash_serve.speculation.estimate import rate_of_length
 
@@ -95,6 +94,8 @@ def pair_stages(
     `synthetic`: dummy weights, and a server a task, because its acceptance is forced to the card's for that task.
     """
     common = merge(dict(args), {"engine": {"load_format": "dummy"}}) if synthetic else dict(args)
+    for task in tasks if synthetic else ():
+        forced_length(task)
 
     def start(changes: dict[str, Any]) -> Start:
         laid_over = merge(common, {"speculation": changes})
@@ -105,7 +106,7 @@ def pair_stages(
         if not changes and (args.get("speculation") or {}).get("mode") in ("off", False):
             raise ValueError("--sides: dflash is the settings as they are, and their speculation.mode is off; take k=N")
         if synthetic and name != AUTOREGRESSIVE:
-            most = draft_tokens_of(merge(common, {"speculation": changes}))
+            most = changes.get("max_draft_tokens") or draft_tokens_of(merge(common, {"speculation": changes}))
             for task in tasks:
                 stages.append(Stage(name, (task,), start(changes | {"options": synthetic_options(task, most)})))
         else:
@@ -117,32 +118,34 @@ FORCED = "the same chance for each draft token, such that the card's 15 give its
 """How `synthetic_options` accept."""
 
 
+PROFILE_MEND = "--settings: name a `profile` in it"
+
+
 def draft_tokens_of(args: Mapping[str, Any]) -> int:
-    """The most that these settings verify at once. Raises SettingsError; ValueError as `need_profile`."""
-    need_profile(args)
-    cluster = Cluster(cpus=os.cpu_count() or 1, gpus={})
-    return resolve(args, cluster, read_config=lambda _: None).settings.speculation.max_draft_tokens
+    """The most that these settings verify at once. Raises SettingsError; ValueError on a GPU when they name no
+    profile."""
+    need_profile(args, PROFILE_MEND)
+    return resolve(args, this_machine(), read_config=lambda _: None).settings.speculation.max_draft_tokens
 
 
-def need_profile(args: Mapping[str, Any]) -> None:
-    """Raises ValueError on a GPU when the settings name no profile."""
-    if args.get("profile", "auto") == "auto" and has_gpu():
-        raise ValueError("--settings: name a `profile` in it; which one `auto` would take is known to Ray alone")
-
-
-def synthetic_options(task: str, draft_tokens: int) -> dict[str, Any]:
-    """Fields of vLLM's `speculative_config` that accept at the card's rate whatever was drafted; ValueError for a task
-    that the card lacks.
-
-    The same chance at each position. vLLM's own `synthetic_acceptance_length` would accept the first draft tokens
-    always and those behind them never: at 4.23, three draft tokens would give what fifteen do.
-    """
+def forced_length(task: str) -> float:
+    """The card's acceptance length; ValueError for a task that it lacks."""
     length = card.acceptance_length(task)
     if length is None:
         raise ValueError(
             f"--synthetic: the card has no acceptance length for {task!r}; take --tasks of {', '.join(card.TASKS)}"
         )
-    rate = rate_of_length(length, card.DRAFT_TOKENS)
+    return length
+
+
+def synthetic_options(task: str, draft_tokens: int) -> dict[str, Any]:
+    """Fields of vLLM's `speculative_config` that accept at the card's rate whatever was drafted; ValueError as
+    `forced_length`.
+
+    The same chance at each position. vLLM's own `synthetic_acceptance_length` would accept the first draft tokens
+    always and those behind them never: at 4.23, three draft tokens would give what fifteen do.
+    """
+    rate = rate_of_length(forced_length(task), card.DRAFT_TOKENS)
     rates = [round(rate**position, 6) for position in range(1, draft_tokens + 1)]
     return {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": rates}
 

@@ -13,8 +13,6 @@ from dflash_serve.speculation.acceptance import AcceptanceCounts
 STEP = 1.005
 """Ratio of neighbouring bins: a percentile is right within 0.25 %."""
 SMALLEST_SECONDS = 1e-6
-MOST_TOKENS_OF_AN_EVENT = 64
-"""More than a step of speculation gives a request."""
 
 
 class LatencyHistogram:
@@ -49,14 +47,15 @@ class Request:
 
     prompt_tokens: int
     completion_tokens: int
-    ttft_seconds: float
+    ttft_seconds: float | None
+    """None where the stream did not show it: all that came before its end were tokens without text."""
     seconds: float
     error: str | None = None
 
     @property
     def tpot_seconds(self) -> float | None:
-        """Time per output token after the first; None for a single token."""
-        if self.completion_tokens < 2:
+        """Time per output token after the first; None for a single token, and where the first was not seen."""
+        if self.completion_tokens < 2 or self.ttft_seconds is None:
             return None
         return (self.seconds - self.ttft_seconds) / (self.completion_tokens - 1)
 
@@ -88,16 +87,6 @@ class Sample:
         return [request for request in self.requests if request.error is None]
 
     @property
-    def timed(self) -> list[Request]:
-        """Of the good ones, those that showed when their tokens came: not a long answer whose one event was its end, as
-        where tokens have no text (dummy weights, special tokens)."""
-        if self.gaps.count:
-            return self.good
-        return [
-            r for r in self.good if r.completion_tokens <= MOST_TOKENS_OF_AN_EVENT or r.ttft_seconds < r.seconds / 2
-        ]
-
-    @property
     def completion_tokens(self) -> int:
         return sum(request.completion_tokens for request in self.good)
 
@@ -106,7 +95,7 @@ class Sample:
         return {
             **{name: round(value, 6) if isinstance(value, float) else value for name, value in fields.items()},
             "requests": [
-                [r.prompt_tokens, r.completion_tokens, round(r.ttft_seconds, 6), round(r.seconds, 6), r.error]
+                [r.prompt_tokens, r.completion_tokens, _rounded(r.ttft_seconds), round(r.seconds, 6), r.error]
                 for r in self.requests
             ],
             "gaps": sorted(self.gaps.bins.items()),
@@ -124,3 +113,7 @@ class Sample:
                 "acceptance": AcceptanceCounts(**acceptance) if acceptance else None,
             }
         )
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)

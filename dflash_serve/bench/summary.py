@@ -118,7 +118,6 @@ def _row(concurrency: int, task: str, side: str, samples: list[Sample], base: li
         if (one := sample.acceptance) is not None:
             counts.add(one.verifications, one.draft_tokens, one.accepted_tokens, one.accepted_per_position)
     good = [request for sample in samples for request in sample.good]
-    timed = [request for sample in samples for request in sample.timed]
     tokens = sum(request.completion_tokens for request in good)
     server = [s.server_cpu_seconds for s in samples if s.server_cpu_seconds is not None]
     speed = Spread.of(own_speeds.values())
@@ -133,8 +132,8 @@ def _row(concurrency: int, task: str, side: str, samples: list[Sample], base: li
         acceptance_source=next((s.acceptance_source for s in samples if s.acceptance_source), None),
         acceptance_by_position=tuple(n / counts.verifications for n in counts.accepted_per_position),
         drafted=counts.draft_tokens / counts.verifications if counts.draft_tokens else None,
-        ttft_ms=Percentiles.of(1000 * r.ttft_seconds for r in timed),
-        tpot_ms=Percentiles.of(1000 * r.tpot_seconds for r in timed if r.tpot_seconds is not None),
+        ttft_ms=Percentiles.of(1000 * r.ttft_seconds for r in good if r.ttft_seconds is not None),
+        tpot_ms=Percentiles.of(1000 * r.tpot_seconds for r in good if r.tpot_seconds is not None),
         gap_ms=_milliseconds(Percentiles.of_histogram(gaps)),
         added_ttft_ms=_added(_by_round(samples, _median_ttft_ms), _by_round(base, _median_ttft_ms)),
         added_gap_ms=_added(_by_round(samples, _median_gap_ms), _by_round(base, _median_gap_ms)),
@@ -157,7 +156,8 @@ def _tokens_per_second(samples: list[Sample]) -> float:
 
 
 def _median_ttft_ms(samples: list[Sample]) -> float | None:
-    times = Percentiles.of(1000 * request.ttft_seconds for sample in samples for request in sample.timed)
+    good = [request for sample in samples for request in sample.good]
+    times = Percentiles.of(1000 * r.ttft_seconds for r in good if r.ttft_seconds is not None)
     return times.p50 if times else None
 
 

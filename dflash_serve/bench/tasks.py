@@ -16,6 +16,7 @@ from typing import Any
 Conversation = list[str]
 
 SAMPLE = "sample"
+SAMPLE_FILE = Path(__file__).parent / "prompts.jsonl"
 RANDOM = "random"
 SHUFFLE_SEED = 42
 WORDS = (
@@ -74,7 +75,7 @@ def load(names: Iterable[str], *, folder: Path | None, samples: int, words: int)
     tasks: dict[str, list[Conversation]] = {}
     for name in names:
         if name == SAMPLE:
-            tasks[SAMPLE] = _interleaved(read_jsonl(Path(__file__).parent / "prompts.jsonl"))[:samples]
+            tasks[SAMPLE] = _interleaved(read_jsonl(SAMPLE_FILE))[:samples]
         elif name == RANDOM:
             tasks[RANDOM] = random_conversations(samples, words)
         elif name in HUB_TASKS:

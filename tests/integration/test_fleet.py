@@ -25,6 +25,9 @@ SCALE_SECONDS = 240
 """Two engines that start on two cores under load take their time."""
 
 
+ENGINE_GONE_SECONDS = 20
+
+
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     args = {
@@ -180,3 +183,13 @@ async def test_scales_survives_a_killed_engine_and_drains(
     finally:
         load.width = 0
         await running
+
+
+def test_the_engine_of_a_killed_replica_goes_with_it(fleet: Server) -> None:
+    """It would keep the GPU that the next replica waits for; Ray ends it, as vLLM's engine outlives its parent."""
+    (engine,) = engines(fleet)
+    (replica,) = (process for process in engine.parents() if "ServeReplica" in " ".join(process.cmdline()))
+    processes = [engine, *engine.children(recursive=True)]
+    os.kill(replica.pid, signal.SIGKILL)
+    _, alive = psutil.wait_procs(processes, ENGINE_GONE_SECONDS)
+    assert not alive

@@ -8,7 +8,8 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.local_server import MODEL, ROOT, Server, serving
+from benchmarks.local_server import MODEL, ROOT, Server, replica_logs, serving
+from dflash_serve.bench.servers import family
 
 pytestmark = [
     pytest.mark.integration,
@@ -22,6 +23,15 @@ def gpu_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     args = yaml.safe_load((ROOT / "benchmarks" / "settings" / "smollm2-gpu.yaml").read_text())
     with serving(tmp_path_factory.mktemp("gpu"), args) as running:
         yield running
+
+
+def test_the_model_runs_in_the_engines_process(gpu_server: Server) -> None:
+    lines = [line for line in replica_logs(gpu_server) if "Using executor class" in line]
+    assert lines
+    assert all("UniProcExecutor" in line for line in lines)
+    commands = [" ".join(process.cmdline()) for process in family(gpu_server.process.pid)]
+    assert any("EngineCore" in command for command in commands)
+    assert not any("RayWorker" in command for command in commands)
 
 
 def test_dflash_drafts_well_on_a_gpu(gpu_server: Server) -> None:

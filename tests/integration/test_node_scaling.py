@@ -35,9 +35,14 @@ class Demand(NamedTuple):
 def demand_of(service: Resource) -> Demand:
     from ray.serve.llm import LLMConfig, build_llm_deployment
 
+    from deployments.server import DFlashServer
+
     settings = serve.settings_of(serve_config(service)["applications"][0]["args"])
-    application: Any = build_llm_deployment(LLMConfig(**llm_config_kwargs(settings)))
+    config = LLMConfig(**llm_config_kwargs(settings))
+    application: Any = build_llm_deployment(config, deployment_cls=DFlashServer)
     replica = application._bound_deployment._replica_config
+    own = replica.ray_actor_options.get("num_gpus") or 0
+    assert own <= replica.placement_group_bundles[0].get("GPU", 0), "the replica's own GPU is in its first bundle"
     return Demand(replica.placement_group_bundles, replica.placement_group_strategy)
 
 

@@ -111,8 +111,9 @@ def test_a_replica_of_one_gpu_holds_it() -> None:
     assert (gpus, bundle["GPU"]) == (0, 0)
 
 
-def test_one_gpu_needs_no_process_beside_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_of_one_gpu_is_configured_in_the_replica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.serve.llm import LLMConfig
+    from vllm.engine.arg_utils import EngineArgs
 
     from benchmarks.gemma4_shapes import write_pair
     from deployments._upstream import engine_on_own_gpu
@@ -125,8 +126,11 @@ def test_one_gpu_needs_no_process_beside_the_engine(tmp_path: Path, monkeypatch:
     ours: Any = engine_on_own_gpu()(LLMConfig(**kwargs))
     arguments, front_end, config = ours._prepare_engine_config(None)
     assert arguments.distributed_executor_backend == "uni"
-    # what `vllm serve` would take, but for vLLM's CPU platform, which has a worker process always
-    assert config.parallel_config.distributed_executor_backend == "mp"
+    assert config.model_config.model == str(target)
+    # what `vllm serve` would have; vLLM's CPU platform has a worker process always
+    plain = EngineArgs(model=str(target), dtype="float32", max_model_len=256).create_engine_config()
+    backend = config.parallel_config.distributed_executor_backend
+    assert backend == plain.parallel_config.distributed_executor_backend
     assert front_end.disable_fastapi_docs is True
 
 

@@ -11,7 +11,7 @@ from benchmarks.gemma4_shapes import CONTROL_TOKENS, write_tokenizer
 from dflash_serve.bench.tasks import WORDS
 
 
-def test_words_are_tokens_and_every_id_has_a_text(tmp_path: Path) -> None:
+def test_words_are_tokens_and_what_dummies_answer_has_a_text(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, 20000)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert len(tokenizer) == 20000
@@ -19,11 +19,13 @@ def test_words_are_tokens_and_every_id_has_a_text(tmp_path: Path) -> None:
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids) == text
     assert len(ids) < 2 * len(WORDS)
-    # the first is what equal logits give, and 4 the drafter's mask
-    assert {0, 4} <= {index for index, token in enumerate(CONTROL_TOKENS) if token in ("<pad>", "<mask>")}
-    for index in (0, 4, *range(len(CONTROL_TOKENS), 20000, 997)):
-        assert tokenizer.decode([index], skip_special_tokens=True)
-    assert not tokenizer.decode([1, 2], skip_special_tokens=True)
+    texts = tokenizer.batch_decode([[index] for index in range(20000)], skip_special_tokens=True)
+    without = {index for index, text in enumerate(texts) if not text}
+    # equal logits give the first, 4 is the drafter's <mask>
+    assert without == set(range(len(CONTROL_TOKENS))) - {0, 4}
+    assert (CONTROL_TOKENS[0], CONTROL_TOKENS[4]) == ("<pad>", "<mask>")
+    # a stream withholds the bytes of a longer character until it is whole: those are few
+    assert sum(text.endswith("\ufffd") for text in texts) < 200
 
 
 def test_a_tiny_pair_has_bytes_alone(tmp_path: Path) -> None:

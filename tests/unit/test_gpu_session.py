@@ -51,3 +51,11 @@ def test_gpus_share_the_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr().out
     assert said.count("ended with 0") == 3
     assert "long: left out" in said
+
+
+def test_what_fails_on_one_gpu_is_raised_and_begins_nothing_more(tmp_path: Path) -> None:
+    (tmp_path / "first").write_text("in the way of its folder")
+    steps = [Step("first", ("this",), 10), Step("second", ("this",), 10)]
+    with pytest.raises(FileExistsError):
+        work_through(steps, ["0"], tmp_path, 30)
+    assert not (tmp_path / "second.log").exists()

@@ -14,7 +14,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from dflash_serve.bench.report import RUN, Report, markdown
+from dflash_serve.bench.overhead import HIGH_THROUGHPUT, VLLM
+from dflash_serve.bench.report import OVERHEAD, RUN, Report, markdown, write
 from dflash_serve.bench.samples import Request, Sample
 from dflash_serve.bench.servers import ServerError
 from dflash_serve.bench.summary import summarise
@@ -63,6 +64,18 @@ def test_a_report_holds_the_cards_figures_beside_ours_and_is_made_from_its_json(
     page = (tmp_path / "two.html").read_text()
     assert page.count("<svg") == 3
     assert "&lt;a machine&gt;" in page
+
+
+def test_a_report_leaves_out_times_that_streams_did_not_show(tmp_path: Path) -> None:
+    samples = [
+        Sample(side, "random", 8, 0, seconds, [Request(10, 101, None, seconds)])
+        for side, seconds in ((VLLM, 10.0), (HIGH_THROUGHPUT, 10.1))
+    ]
+    written = write(Report(OVERHEAD, {"date": "2026-01-01"}, False, VLLM, samples), tmp_path / "cost")
+    assert {path.name for path in written if path.suffix == ".png"} == {"cost-ratio.png"}
+    text = (tmp_path / "cost.md").read_text()
+    assert "left out where streams did not show them" in text
+    assert "| 8 | up | 10.0 | 0.990 |  |  |  |  |  |" in text
 
 
 @pytest.mark.parametrize(

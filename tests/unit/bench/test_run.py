@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dflash_serve import hardware
 from dflash_serve.bench.card import CARD, acceptance_length
 from dflash_serve.bench.run import (
     Load,
@@ -76,7 +77,8 @@ def test_settings_that_do_not_speculate_are_no_dflash_side(mode: object) -> None
 
 
 def test_forced_acceptance_takes_a_server_a_task() -> None:
-    stages = pair_stages(["gsm8k", "mbpp"], {}, ["ar", "k=15", "adaptive"], plain=False, synthetic=True)
+    named = {"profile": "smollm2-cpu"}
+    stages = pair_stages(["gsm8k", "mbpp"], named, ["ar", "k=15", "adaptive"], plain=False, synthetic=True)
     assert [(stage.side, stage.tasks) for stage in stages] == [
         ("AR", ("gsm8k", "mbpp")),
         ("K=15", ("gsm8k",)),
@@ -89,9 +91,17 @@ def test_forced_acceptance_takes_a_server_a_task() -> None:
     assert rates == sorted(rates, reverse=True), "a draft token counts when all before it do"
     # of fewer draft tokens the first are what they were
     assert synthetic_options("gsm8k", 3)["synthetic_acceptance_rates"] == rates[:3]
-    assert draft_tokens_of({"speculation": {"max_draft_tokens": 7}}) == 7
+    assert draft_tokens_of({**named, "speculation": {"max_draft_tokens": 7}}) == 7
     with pytest.raises(ValueError, match="no acceptance length for 'sample'"):
-        pair_stages(["sample"], {}, ["dflash"], plain=False, synthetic=True)
+        pair_stages(["sample"], named, ["dflash"], plain=False, synthetic=True)
+
+
+def test_on_a_gpu_the_settings_name_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "has_gpu", lambda: True)
+    with pytest.raises(ValueError, match=r"--settings: name a `profile` in it; .* known to Ray alone"):
+        pair_stages(["gsm8k"], {}, ["adaptive"], plain=False, synthetic=True)
+    # not where the side says how many
+    assert pair_stages(["gsm8k"], {}, ["k=7"], plain=False, synthetic=True)
 
 
 def test_a_load_sends_at_least_one_conversation_a_stream() -> None:
