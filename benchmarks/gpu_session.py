@@ -51,11 +51,11 @@ def steps(out: Path, data: Path | None) -> list[Step]:
         return Step(name, (*arguments, "--out", str(out / name)), seconds)
 
     return [
-        step("adaptive", 830, "benchmarks.adaptive_gpu", "--tasks", "mt_bench,gsm8k", "--seconds", "5"),
-        step("speed", 800, "benchmarks.gemma4_bench", "speed", "--tasks", "mt_bench", *prompts),
-        step("overhead", 600, "benchmarks.gemma4_bench", "overhead"),
-        step("serve", 420, "benchmarks.gemma4_gpu", "--part", "serve"),
-        step("engine", 330, "benchmarks.gemma4_gpu", "--part", "engine"),
+        step("adaptive", 740, "benchmarks.adaptive_gpu", "--tasks", "mt_bench,gsm8k", "--seconds", "5"),
+        step("speed", 1000, "benchmarks.gemma4_bench", "speed", "--tasks", "mt_bench", *prompts),
+        step("overhead", 780, "benchmarks.gemma4_bench", "overhead"),
+        step("serve", 410, "benchmarks.gemma4_gpu", "--part", "serve"),
+        step("engine", 230, "benchmarks.gemma4_gpu", "--part", "engine"),
     ]
 
 
