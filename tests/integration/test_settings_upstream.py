@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -111,7 +114,15 @@ def test_a_replica_of_one_gpu_holds_it() -> None:
     assert (gpus, bundle["GPU"]) == (0, 0)
 
 
-def test_the_engine_of_one_gpu_is_configured_in_the_replica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def own_environment() -> Iterator[None]:
+    """vLLM's CPU platform sets variables (LD_PRELOAD among them) that servers of later tests would inherit."""
+    with patch.dict(os.environ, {"VLLM_CPU_KVCACHE_SPACE": "1"}):
+        yield
+
+
+@pytest.mark.usefixtures("own_environment")
+def test_the_engine_of_one_gpu_is_configured_in_the_replica(tmp_path: Path) -> None:
     from ray.serve.llm import LLMConfig
     from vllm.engine.arg_utils import EngineArgs
 
@@ -119,7 +130,6 @@ def test_the_engine_of_one_gpu_is_configured_in_the_replica(tmp_path: Path, monk
     from deployments._upstream import engine_on_own_gpu
 
     target, _ = write_pair(tmp_path, tiny=True)
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     engine = {"max_model_len": 256, "dtype": "float32"}
     speculation = {"mode": "off"}
     kwargs = kwargs_of("gemma4-31b-h200", target=str(target), engine=engine, speculation=speculation)
