@@ -140,7 +140,7 @@ def work_through(todo: Sequence[Step], gpus: Sequence[str], out: Path, seconds: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=45.0)
+    parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--data", type=Path, help="folder of <task>.jsonl (default: the hub)")
     parser.add_argument("--steps", help="which, in which order (default: all)")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
