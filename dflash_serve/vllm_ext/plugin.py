@@ -11,7 +11,8 @@ DRAFTER = "dflash_serve.vllm_ext.drafter:DFlashDrafter"
 
 
 def register() -> None:
-    """Have our drafter class, which extends vLLM's, few KV cache groups, and a quick manager of them."""
+    """Have our drafter class, which extends vLLM's, few KV cache groups, a quick manager of them, and right sampling on
+    CPUs."""
     from vllm.model_executor.models import ModelRegistry
 
     from dflash_serve.vllm_ext import kv_groups
@@ -23,6 +24,7 @@ def register() -> None:
         logger.warning("KV cache: vLLM's own manager stays (%s)", error)
     else:
         allocation.install()
+    _mend_cpu_sampling()
     module, _, name = DRAFTER.partition(":")
     extended = ("vllm.model_executor.models.qwen3_dflash", "DFlashQwen3ForCausalLM")
     entry = ModelRegistry.models.get(DRAFTER_ARCHITECTURE)
@@ -36,3 +38,16 @@ def register() -> None:
             registered,
             extended,
         )
+
+
+def _mend_cpu_sampling() -> None:
+    from vllm.platforms import current_platform
+
+    from dflash_serve.vllm_ext import cpu_sampling
+
+    if not current_platform.is_cpu():
+        return
+    try:
+        cpu_sampling.install()
+    except (ImportError, AttributeError) as error:
+        logger.warning("sampling with drafts on CPU is vLLM's own (%s)", error)
