@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gemma4_gpu import ROOT, plugin_path, random_prompt, settings_args
+from benchmarks.gemma4_gpu import ROOT, first_gpu, plugin_path, random_prompt, settings_args
 
 AR, DRAFTING = "ar", "drafting"
 LOADS = (1, 8, 32, 64, 128)
@@ -341,8 +341,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    parser.add_argument("--gpus", default=visible, help="one or two CUDA devices (default: the first there is)")
+    parser.add_argument("--gpus", default=first_gpu(), help="one or two CUDA devices (default: the first there is)")
     parser.add_argument("--tasks", default="mt_bench,gsm8k")
     parser.add_argument("--loads", default=",".join(map(str, LOADS)))
     parser.add_argument("--seconds", type=float, default=4.0, help="of each cell")

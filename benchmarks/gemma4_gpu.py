@@ -103,6 +103,11 @@ def plugin_path(folder: Path) -> str:
     return os.pathsep.join([str(site), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
+def first_gpu() -> str:
+    """The CUDA device that this process would take."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+
+
 def phases(text: str) -> dict[str, float]:
     """The figures of PHASES in a log, where they stand."""
     found = {name: re.findall(pattern, text) for name, pattern in PHASES.items()}

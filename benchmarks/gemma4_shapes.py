@@ -25,7 +25,6 @@ CHAT_TEMPLATE = """{{ bos_token }}{% if enable_thinking or tools %}<|turn>system
 """As far as a text chat needs it, with and without thinking, and with the names of tools."""
 
 
-ROOT = Path(__file__).resolve().parents[1]
 LEARNT_TOKENS = 8192
 
 
@@ -162,6 +161,7 @@ def _with_words(tokens: dict[str, int], size: int) -> tuple[dict[str, int], list
     that prompts take as many tokens from one commit to the next), then words without a meaning."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+    from benchmarks.gemma4_gpu import ROOT
     from dflash_serve.bench import tasks
 
     trained = Tokenizer(models.BPE())

@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 import psutil
 
-from benchmarks.gemma4_gpu import ROOT
+from benchmarks.gemma4_gpu import ROOT, first_gpu
 from dflash_serve.bench.servers import family
 
 STOP_SECONDS = 30
@@ -143,8 +143,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--data", type=Path, help="folder of <task>.jsonl (default: the hub)")
     parser.add_argument("--steps", help="which, in which order (default: all)")
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    parser.add_argument("--gpus", default=visible, help="CUDA devices (default: the first there is)")
+    parser.add_argument("--gpus", default=first_gpu(), help="CUDA devices (default: the first there is)")
     options = parser.parse_args()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)

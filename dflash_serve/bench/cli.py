@@ -141,13 +141,13 @@ def overhead(
     from dflash_serve.bench import overhead as front_end
     from dflash_serve.bench import tasks as prompts
     from dflash_serve.bench.report import OVERHEAD, Report, about
-    from dflash_serve.bench.run import FORCED, Load, draft_tokens_of, request_body, synthetic_options
+    from dflash_serve.bench.run import FORCED, Load, draft_tokens_of, request_body, speculates, synthetic_options
     from dflash_serve.settings.profiles import merge
 
     try:
         levels = _numbers("--concurrency", concurrency)
         args = _args(settings)
-        drafts = (args.get("speculation") or {}).get("mode") not in ("off", False)
+        drafts = speculates(args)
         if synthetic:
             args = merge(args, {"engine": {"load_format": "dummy"}})
         if synthetic and drafts:

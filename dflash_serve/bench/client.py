@@ -125,9 +125,9 @@ async def ask(http: aiohttp.ClientSession, endpoint: Endpoint, messages: list[An
                     choice := event["choices"][0], first=answer.ttft_seconds is None
                 ):
                     now = time.perf_counter()
-                    shown |= has_output(choice, first=False)
                     if answer.ttft_seconds is None:
                         answer.ttft_seconds = now - started
+                        shown = has_output(choice, first=False)
                     else:
                         answer.gaps_seconds.append(now - last)
                     last = now

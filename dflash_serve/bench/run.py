@@ -21,6 +21,10 @@ from dflash_serve.hardware import need_profile, this_machine
 from dflash_serve.settings.profiles import merge, resolve
 from dflash_serve.speculation.estimate import rate_of_length
 
+FORCED = f"the same chance for each draft token, such that the card's {card.DRAFT_TOKENS} give its acceptance length"
+"""How `synthetic_options` accept."""
+PROFILE_MEND = "--settings: name a `profile` in it"
+
 Tasks = Mapping[str, list[Conversation]]
 Start = Callable[[Path], contextlib.AbstractContextManager[Server]]
 
@@ -103,7 +107,7 @@ def pair_stages(
 
     stages = []
     for name, changes in dict(map(speculation_of, sides)).items():
-        if not changes and (args.get("speculation") or {}).get("mode") in ("off", False):
+        if not changes and not speculates(args):
             raise ValueError("--sides: dflash is the settings as they are, and their speculation.mode is off; take k=N")
         if synthetic and name != AUTOREGRESSIVE:
             most = changes.get("max_draft_tokens") or draft_tokens_of(merge(common, {"speculation": changes}))
@@ -114,11 +118,9 @@ def pair_stages(
     return stages
 
 
-FORCED = "the same chance for each draft token, such that the card's 15 give its acceptance length"
-"""How `synthetic_options` accept."""
-
-
-PROFILE_MEND = "--settings: name a `profile` in it"
+def speculates(args: Mapping[str, Any]) -> bool:
+    """Whether the settings leave speculation on."""
+    return (args.get("speculation") or {}).get("mode") not in ("off", False)
 
 
 def draft_tokens_of(args: Mapping[str, Any]) -> int:
