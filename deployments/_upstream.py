@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ray.llm._internal.serve.constants import RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING
 from ray.serve._private.api import serve_start as _serve_start
 from ray.serve._private.common import ReplicaID
+from ray.serve._private.constants import RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY
 from ray.serve._private.request_router.common import PendingRequest
 from ray.serve._private.request_router.replica_wrapper import RunningReplica
 from ray.serve._private.request_router.request_router import FIFOMixin, MultiplexMixin, RequestRouter
@@ -21,9 +22,12 @@ if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
 
 DIRECT_STREAMING: bool = RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING
+FORWARDS_PROMPTS: bool = RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY
+"""Whether HAProxy shows a request's body to the router that it asks."""
 
 __all__ = [
     "DIRECT_STREAMING",
+    "FORWARDS_PROMPTS",
     "FIFOMixin",
     "MultiplexMixin",
     "PendingRequest",

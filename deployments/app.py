@@ -12,6 +12,7 @@ from ray.serve.deployment import Application
 
 from dflash_serve import preflight
 from dflash_serve.hardware import NAMED_GPU
+from dflash_serve.routing import LOAD_AWARE, PREFIX_AWARE, PROMPTS_TO_ROUTER
 from dflash_serve.settings import (
     Cluster,
     Resolved,
@@ -32,7 +33,7 @@ def build(args: dict[str, Any]) -> Application:
     """Ray Serve calls this with the application's `args`. Raises SettingsError when they are wrong."""
     from ray.serve.llm import LLMConfig, build_llm_deployment
 
-    from deployments._upstream import DIRECT_STREAMING, attach_direct_streaming, http_host
+    from deployments._upstream import DIRECT_STREAMING, FORWARDS_PROMPTS, attach_direct_streaming, http_host
     from deployments.routing import request_router_config
     from deployments.server import DFlashServer, ReplicaOptions
 
@@ -40,19 +41,25 @@ def build(args: dict[str, Any]) -> Application:
     settings = resolved.settings
     check_names_of_vllm(settings)
     logger.info("profile %s: %s", resolved.profile, resolved.reason)
+    policy = settings.routing.policy
+    if DIRECT_STREAMING and policy == PREFIX_AWARE and not FORWARDS_PROMPTS:
+        raise SettingsError([f"routing.policy: {policy} needs {PROMPTS_TO_ROUTER} in every Ray node's environment"])
     found = preflight.run(settings)
     for warning in found.warnings:
         logger.warning("preflight: %s", warning)
     if found.errors:
         raise SettingsError(found.errors)
     llm_config = LLMConfig(**llm_config_kwargs(settings))
+    # by load HAProxy chooses itself, among replicas whose requests it counts: asking a router first would cost each
+    # request 2 ms, and a burst as often as it has requests
+    by_haproxy = DIRECT_STREAMING and policy == LOAD_AWARE
     server = build_llm_deployment(
         llm_config,
         deployment_cls=serve.ingress()(DFlashServer),
         bind_kwargs={"options": ReplicaOptions.of(settings)},
-        override_serve_options={"request_router_config": request_router_config(settings.routing.policy)},
+        override_serve_options={} if by_haproxy else {"request_router_config": request_router_config(policy)},
     )
-    return attach_direct_streaming(server, llm_config) if DIRECT_STREAMING else server
+    return attach_direct_streaming(server, llm_config) if DIRECT_STREAMING and not by_haproxy else server
 
 
 def check(args: dict[str, Any], *, http_host: str | None, cluster: Cluster | None = None) -> Resolved:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import os
@@ -19,7 +20,7 @@ from deployments._upstream import engine_on_own_gpu
 from deployments.telemetry import Telemetry
 from dflash_serve import demo
 from dflash_serve.gateway import Gateway, GatewayConfig, TrafficClasses, load_api_keys
-from dflash_serve.routing import DEAD, IN_FLIGHT, REPORT_NUMBER
+from dflash_serve.routing import IN_FLIGHT, REPORT_NUMBER
 from dflash_serve.settings.model import Auth, Limits, Metrics, Settings
 from dflash_serve.speculation.acceptance import AcceptanceWindow
 from dflash_serve.speculation.report import REPORT_VARIABLE
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 logger = logging.getLogger("ray.serve")
+
+ENGINE_CHECK_SECONDS = 0.2
+LAST_ANSWERS_SECONDS = 5.0
+"""A replica whose engine has died ends then, whoever still waits."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ class DFlashServer(LLMServer):
         engine = engine_on_own_gpu() if has_one_gpu(llm_config) else None
         await super().__init__(with_local_models(llm_config), engine_cls=engine)
         self._telemetry.start(lambda: self._stats, start_seconds=time.monotonic() - started)
+        self._watch = asyncio.create_task(self._end_with_engine())
 
     @classmethod
     def get_deployment_options(cls, llm_config: LLMConfig) -> dict[str, Any]:  # type: ignore[override]
@@ -114,13 +120,32 @@ class DFlashServer(LLMServer):
     async def record_routing_stats(self) -> dict[str, Any]:
         """Polled by Serve's controller; what `LoadAwareRouter` ranks replicas by."""
         stats = await super().record_routing_stats()
-        in_flight = self._gateway.in_flight if self._gateway is not None else 0
+        return stats | {IN_FLIGHT: self._in_flight, REPORT_NUMBER: next(self._reports)}
+
+    @property
+    def _in_flight(self) -> int:
+        return self._gateway.in_flight if self._gateway is not None else 0
+
+    async def _end_with_engine(self) -> None:
+        """End this replica's process when its engine has died and those who waited for it have their answer.
+
+        It would answer every request with 503 at once, and so draw them all until Serve replaces it: it has the fewest
+        in flight. Nobody connects to a process that is gone; HAProxy then takes another replica, with nothing lost.
+        """
         try:
-            await self.check_health()
-        except Exception:
-            # it answers every request with 503 at once: by its load alone it would draw all of them
-            in_flight = DEAD
-        return stats | {IN_FLIGHT: in_flight, REPORT_NUMBER: next(self._reports)}
+            while True:
+                await self.check_health()
+                await asyncio.sleep(ENGINE_CHECK_SECONDS)
+        except Exception as error:
+            logger.error("the engine has died, and this replica ends: %r", error)
+        for _ in range(round(LAST_ANSWERS_SECONDS / ENGINE_CHECK_SECONDS)):
+            # once more after the last answer: it is on its way then
+            answering = self._in_flight > 0
+            await asyncio.sleep(ENGINE_CHECK_SECONDS)
+            if not answering:
+                break
+        logging.shutdown()
+        os._exit(1)
 
 
 def has_one_gpu(llm_config: LLMConfig) -> bool:

@@ -1,21 +1,25 @@
-"""How loaded each replica is, as far as a router can know: what it last reported plus what was sent since."""
+"""How a replica is chosen, and how loaded each is as far as a router can know: what it last reported plus what was sent
+since."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Set
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
+
+LOAD_AWARE: Literal["load_aware"] = "load_aware"
+PREFIX_AWARE: Literal["prefix_aware"] = "prefix_aware"
+"""Values of `routing.policy`."""
+
+PROMPTS_TO_ROUTER = "RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY=1"
+"""Ray's variable with which HAProxy shows prompts to the router that it asks: `prefix_aware` ranks by them."""
 
 IN_FLIGHT = "dflash_in_flight"
 """Routing stat: requests in flight at the replica when it reported."""
 REPORT_NUMBER = "dflash_report"
 """Routing stat: counts up with every report, so that a router can tell a new report from an old one."""
-
-
-DEAD = 1_000_000
-"""Requests in flight that a replica reports when its engine is dead, so that any other is preferred."""
 
 
 @dataclass
