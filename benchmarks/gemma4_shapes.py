@@ -26,6 +26,9 @@ CHAT_TEMPLATE = """{{ bos_token }}{% if enable_thinking or tools %}<|turn>system
 
 
 LEARNT_TOKENS = 8192
+SHORTEST_WORD = 4
+ANSWERED = ("<pad>", "<mask>")
+"""Control tokens that dummy weights answer with."""
 
 
 def target_config(*, tiny: bool) -> dict[str, Any]:
@@ -129,28 +132,27 @@ def write_pair(folder: Path, *, tiny: bool) -> tuple[Path, Path]:
 def write_tokenizer(folder: Path, vocabulary_size: int | None = None) -> None:
     """Bytes, and Gemma-4's control tokens: enough for a chat through its reasoning and tool-call parsers.
 
-    With `vocabulary_size` words too, up to it: an id without text gives no event of a stream, and weights that are
-    dummies answer with the first id (their logits are all alike), or, as drafters, draft <mask>. Those two have a text
-    then.
+    With `vocabulary_size` words too, up to it, two of them in place of <pad> and <mask>: weights that are dummies
+    answer with the first id (their logits are all alike), or, as drafters, draft <mask>. An id without text gives no
+    event of a stream; one whose text is a word is read as one token when the answer comes back as a conversation's
+    history, and does not look like the beginning of a control token, which would keep vLLM's parsers busy.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*CONTROL_TOKENS, *letters])}
     merges: list[tuple[str, str]] = []
-    printed: tuple[str, ...] = ()
     if vocabulary_size is not None:
         vocabulary, merges = _with_words(vocabulary, vocabulary_size)
-        printed = ("<pad>", "<mask>")
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = [AddedToken(token, normalized=False) for token in CONTROL_TOKENS if token not in printed]
+    special = [AddedToken(token, normalized=False) for token in CONTROL_TOKENS if token in vocabulary]
     tokenizer.add_special_tokens(special)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **{f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk") if f"<{name}>" not in printed},
+        **{f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk") if f"<{name}>" in vocabulary},
         "chat_template": CHAT_TEMPLATE,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -170,11 +172,13 @@ def _with_words(tokens: dict[str, int], size: int) -> tuple[dict[str, int], list
     trained.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=LEARNT_TOKENS, show_progress=False))
     model = json.loads(trained.to_str())["model"]
     merges = [(one, other) for one, other in model["merges"]]
-    vocabulary = dict(tokens)
+    # the first letter stands for a space
+    words = (one + other for one, other in merges if one.startswith("\u0120") and len(one + other) > SHORTEST_WORD)
+    answered = {token: next(words) for token in ANSWERED}
+    vocabulary = {answered.get(token, token): index for token, index in tokens.items()}
     for one, other in merges:
         vocabulary.setdefault(one + other, len(vocabulary))
     while len(vocabulary) < size:
-        # the first letter stands for a space
         vocabulary.setdefault(f"\u0120w{len(vocabulary):x}", len(vocabulary))
     return vocabulary, merges
 

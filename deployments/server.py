@@ -74,6 +74,7 @@ class DFlashServer(LLMServer):
 
     async def __init__(self, llm_config: LLMConfig, *, options: ReplicaOptions) -> None:  # type: ignore[misc]
         # imports vllm, which the machine that builds the application may lack
+        from dflash_serve.vllm_ext import parser_parts
         from dflash_serve.vllm_ext.openmp import preload_intel_openmp
         from dflash_serve.vllm_ext.stat_logger import engine_stats
 
@@ -81,6 +82,10 @@ class DFlashServer(LLMServer):
         _log_beside_serve()
         if (library := preload_intel_openmp(os.environ)) is not None:
             logger.info("the engine runs with %s", library)
+        try:
+            parser_parts.install()
+        except (ImportError, AttributeError) as error:
+            logger.warning("parsers: vLLM makes each request's from the ground up (%s)", error)
         self._model_id = llm_config.model_id
         self._gateway_config = options.gateway_config()
         self._reports = itertools.count()

@@ -24,6 +24,10 @@ def test_words_are_tokens_and_what_dummies_answer_has_a_text(tmp_path: Path) -> 
     # equal logits give the first, 4 is the drafter's <mask>
     assert without == set(range(len(CONTROL_TOKENS))) - {0, 4}
     assert (CONTROL_TOKENS[0], CONTROL_TOKENS[4]) == ("<pad>", "<mask>")
+    # an answer that comes back as history is as many tokens as it was
+    for answered in (0, 4):
+        assert tokenizer(tokenizer.decode([answered] * 50))["input_ids"] == [answered] * 50
+        assert texts[answered].strip().isalpha()
     # a stream withholds the bytes of a longer character until it is whole: those are few
     assert sum(text.endswith("\ufffd") for text in texts) < 200
 
