@@ -124,7 +124,15 @@ def run(
 def overhead(
     *,
     concurrency: Annotated[str, typer.Option(help="Streams at once.")] = "1,8,32,128",
-    max_tokens: Annotated[int, typer.Option(min=2, help="Output tokens of every answer.")] = 128,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Output tokens of an answer, on average.")] = 128,
+    spread: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=0.9,
+            help="By what share answers are shorter or longer. 0: all alike, so that streams end and begin in bursts.",
+        ),
+    ] = 0.5,
     words: Annotated[int, typer.Option(min=1, help="Words of a prompt.")] = 100,
     samples: Annotated[int, typer.Option(min=1, help="Requests of a concurrency, at least.")] = 16,
     per_stream: Annotated[int, typer.Option(min=1, help="Requests a stream, at least.")] = 4,
@@ -157,13 +165,12 @@ def overhead(
         chosen = prompts.load([prompts.RANDOM], folder=None, samples=max(samples, *levels), words=words)
     except ValueError as error:
         _fail(str(error))
-    load = Load(
-        chosen, samples, levels, request_body(max_tokens, thinking=None, ignore_eos=True), per_stream=per_stream
-    )
+    body = request_body(max_tokens, thinking=None, ignore_eos=True)
+    load = Load(chosen, samples, levels, body, per_stream=per_stream, spread=spread)
     described = {
         "settings": settings.name if settings else "profile auto",
-        "requests": f"{words} random words, {max_tokens} tokens; {per_stream} a stream, at least {samples}; "
-        f"{rounds} round(s)",
+        "requests": f"{words} random words, {front_end.lengths(max_tokens, spread)} tokens; {per_stream} a stream, at "
+        f"least {samples}; {rounds} round(s)",
     }
     described |= {} if drafts else {"drafter": "none"}
     described |= {"forced acceptance": FORCED} if synthetic and drafts else {}

@@ -7,7 +7,7 @@ import itertools
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -64,20 +64,24 @@ async def measure(
     task: str,
     concurrency: int,
     number: int,
-    count: int,
+    bodies: Sequence[Mapping[str, Any]],
     server_cpu_seconds: Callable[[], float] | None = None,
     done: Callable[[], None] = lambda: None,
 ) -> Sample:
-    """`count` of the conversations, from the first again when there are fewer; `concurrency` in flight.
+    """A conversation for each of `bodies`, from the first again when there are fewer; `concurrency` in flight.
 
-    `done` is called after each conversation; `number` is the round's.
+    Args:
+        bodies: Fields of the requests of each conversation.
+        number: The round's.
+        done: Called after each conversation.
     """
-    waiting = deque(itertools.islice(itertools.cycle(conversations), count))
+    waiting = deque(zip(itertools.cycle(conversations), bodies, strict=False))
     answers: list[Answer] = []
 
     async def stream() -> None:
         while waiting:
-            answers.extend(await _converse(http, endpoint, waiting.popleft()))
+            turns, body = waiting.popleft()
+            answers.extend(await _converse(http, replace(endpoint, body=body), turns))
             done()
 
     before = await _counters(http, endpoint)

@@ -21,7 +21,8 @@ PLAIN_RATIO, PLAIN_CONCURRENCY = 0.90, 32
 MEANING = (
     "Three ways to the same engine settings on one machine, each in turn, in rounds of alternating order: plain "
     f"`{VLLM}`; `{PLAIN}` (Ray Serve's proxy); `{HIGH_THROUGHPUT}` (HAProxy straight to the replica). Requests of "
-    "random words, always as many output tokens. TTFT and ITL are medians; server CPU is that of all its processes.",
+    "random words, each with as many output tokens for every side. TTFT and ITL are medians; server CPU is that of all "
+    "its processes.",
     "Where engine, front end and load generator share few cores, tokens/s hides a small cost behind a slow engine and "
     "shows a large one as contention; server CPU per token is then the better measure.",
 )
@@ -52,6 +53,11 @@ def stages(args: Mapping[str, Any], concurrencies: Sequence[int], sides: Sequenc
         "up": lambda folder: dflash_server(folder, ours),
     }
     return [Stage(SIDES[side], (RANDOM,), starts[side]) for side in sides]
+
+
+def lengths(tokens: int, spread: float) -> str:
+    """How long answers are, for people."""
+    return f"{tokens * (1 - spread):.0f} to {tokens * (1 + spread):.0f}" if spread else str(tokens)
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,9 @@ from dflash_serve.speculation.estimate import rate_of_length
 
 FORCED = f"the same chance for each draft token, such that the card's {card.DRAFT_TOKENS} give its acceptance length"
 """How `synthetic_options` accept."""
+LENGTHS_SEED = 0
+SHORTEST_ANSWER = 2
+"""Tokens: one has no time per token."""
 PROFILE_MEND = "--settings: name a `profile` in it"
 
 Tasks = Mapping[str, list[Conversation]]
@@ -53,10 +57,22 @@ class Load:
     api_key: str = "none"
     per_stream: int = 1
     """Conversations of a cell for each of its streams, at least."""
+    spread: float = 0.0
+    """By what share of the output limit answers are shorter or longer than it: those of one length that begin together
+    end together, so that the next come as one burst too."""
 
     def count(self, task: str, concurrency: int) -> int:
         """Conversations of one cell."""
         return max(min(self.samples, len(self.tasks[task])), self.per_stream * concurrency)
+
+    def bodies(self, task: str, concurrency: int) -> list[dict[str, Any]]:
+        """What is sent with each conversation of a cell, the same for every side."""
+        count = self.count(task, concurrency)
+        numbers, limit = random.Random(LENGTHS_SEED), self.body.get("max_tokens")
+        if not self.spread or limit is None:
+            return [dict(self.body)] * count
+        limits = [round(limit * numbers.uniform(1 - self.spread, 1 + self.spread)) for _ in range(count)]
+        return [{**self.body, "max_tokens": max(one, SHORTEST_ANSWER)} for one in limits]
 
     def conversations(self, stage: Stage) -> int:
         return sum(self.count(task, concurrency) for task in stage.tasks for concurrency in self.concurrencies)
@@ -183,7 +199,7 @@ async def run(
                                 task=task,
                                 concurrency=concurrency,
                                 number=number,
-                                count=load.count(task, concurrency),
+                                bodies=load.bodies(task, concurrency),
                                 server_cpu_seconds=server.cpu_seconds if server else None,
                                 done=view.advance,
                             )

@@ -73,5 +73,5 @@ def install() -> None:
 
     built = once(build)
     built.dflash_serve = True  # type: ignore[attr-defined]
-    parsers._build_drop_info = built
-    Adapter.count_reasoning_tokens = count_reasoning_tokens
+    parsers._build_drop_info = built  # type: ignore[assignment]
+    Adapter.count_reasoning_tokens = count_reasoning_tokens  # type: ignore[method-assign]

@@ -126,3 +126,21 @@ def test_vllm_serve_gets_the_engine_settings_of_our_replica() -> None:
     assert options["model"] == "some/model"
     assert "speculative-config" not in options
     assert None not in options.values()
+
+
+def test_answers_of_spread_lengths_are_the_same_for_every_side() -> None:
+    tasks = {"sample": [["one"], ["two"], ["three"]]}
+    load = Load(tasks, 3, (200,), {"max_tokens": 100, "temperature": 0}, spread=0.5)
+    bodies = load.bodies("sample", 200)
+    assert bodies == load.bodies("sample", 200)
+    lengths = [body.pop("max_tokens") for body in bodies]
+    assert (len(lengths), bodies[0]) == (200, {"temperature": 0})
+    assert 50 <= min(lengths) < 60
+    assert 140 < max(lengths) <= 150
+    assert sum(lengths) / len(lengths) == pytest.approx(100, rel=0.05)
+
+
+def test_answers_are_all_alike_unless_they_are_to_spread() -> None:
+    load = Load({"sample": [["one"]]}, 1, (8,), {"max_tokens": 100})
+    assert load.bodies("sample", 8) == [{"max_tokens": 100}] * 8
+    assert Load({"sample": [["one"]]}, 1, (8,), spread=0.5).bodies("sample", 8) == [{}] * 8
