@@ -1,4 +1,4 @@
-"""What lies between client and replica with `dflash-serve up`: HAProxy, and the router that it asks.
+"""What lies between client and replica with `dflash-serve up`: HAProxy.
 
     python -m benchmarks.front_hop [--requests 200]
 

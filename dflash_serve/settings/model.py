@@ -130,8 +130,9 @@ class Autoscaling(_Section):
 
 class Routing(_Section):
     policy: Literal["load_aware", "prefix_aware"] = "load_aware"
-    """`load_aware`: the replica with the fewest requests in flight. `prefix_aware`: the one that has seen the longest
-    prefix of the prompt, while load is even (Ray's PrefixCacheAffinityRouter)."""
+    """`load_aware`: the replica with the fewest requests in flight; behind HAProxy the fewest of that node's proxy.
+    `prefix_aware`: the one that has seen the longest prefix of the prompt, while load is even (Ray's
+    PrefixCacheAffinityRouter, which HAProxy asks for each request)."""
 
 
 class Limits(_Section):

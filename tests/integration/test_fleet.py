@@ -16,7 +16,7 @@ import openai
 import psutil
 import pytest
 
-from benchmarks.local_server import MODEL, Server, serving
+from benchmarks.local_server import MODEL, Server, serving, session_folder
 from tests.integration.conftest import API_KEYS
 
 pytestmark = pytest.mark.integration
@@ -136,6 +136,7 @@ async def test_scales_survives_a_killed_engine_and_drains(
     fleet: Server, record_property: Callable[[str, object], None]
 ) -> None:
     assert len(engines(fleet)) == 1
+    assert not list(session_folder(fleet).glob("logs/serve/replica_*_LLMRouter_*.log")), "HAProxy needs no router"
     load = Load(fleet, width=6)
     running = asyncio.create_task(load.run())
     try:

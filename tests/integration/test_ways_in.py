@@ -1,4 +1,4 @@
-"""`serve run` with nothing set, and what `dflash-serve up` says to a bad configuration."""
+"""`serve run` with nothing set, `dflash-serve up` with a router, and what it says to a bad configuration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.local_server import BIN, MODEL, ROOT, serving, write_config
+from benchmarks.local_server import BIN, MODEL, ROOT, serving, session_folder, write_config
 
 pytestmark = pytest.mark.integration
 
@@ -35,6 +35,20 @@ def test_serve_run_needs_no_environment(tmp_path: Path) -> None:
         assert [model.id for model in client.models.list()] == [MODEL]
         answer = httpx.get(f"{server.url}/v1/models")
         assert len(answer.headers.get_list("x-request-id")) == 1
+
+
+def test_a_router_that_ranks_by_prompts_sees_them(tmp_path: Path) -> None:
+    args = {"routing": {"policy": "prefix_aware"}, "speculation": {"mode": "off"}}
+    with serving(tmp_path, args) as server:
+        answer = server.client().chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "What is the capital of France?"}], max_tokens=2
+        )
+        assert answer.choices[0].message.content
+        (log,) = session_folder(server).glob("logs/serve/replica_*_LLMRouter_*.log")
+        lines = log.read_text()
+    assert "POST /internal/route 200" in lines
+    # what Ray says when HAProxy kept the prompt
+    assert "routing key" not in lines
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+"""`dflash-serve bench overhead` on a machine without a GPU, at the pace of one.
+
+    python -m benchmarks.front_end_paced --out FOLDER/NAME [--rounds 3] [--sides vllm,plain,up]
+
+The engine is vLLM's but for the model, whose steps take what Gemma-4-31B's without a drafter take on an H200
+(`benchmarks.paced_engine`) and leave the CPU to the rest. Gemma-4's parsers are on, as in its profile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from benchmarks.gemma4_gpu import ROOT, settings_args
+from benchmarks.gemma4_shapes import write_tokenizer
+from dflash_serve.bench.report import Report, write
+from dflash_serve.bench.servers import COMMAND
+
+PACE = "gemma4-31b-h200"
+PACE_VARIABLE = "DFLASH_PACE"
+"""Environment variable: a surface of step costs, by name or path."""
+PLATFORM = "[vllm.platform_plugins]\ndflash_serve = benchmarks.paced_platform:plugin\n"
+"""Under the name of our own plugin, which `vllm serve` is told to load."""
+CONCURRENCY = "1,8,32,128"
+MOST_AT_ONCE = 128
+VOCABULARY_SIZE = 20000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="reports are written here, with .json, .md, ...")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sides", default="vllm,plain,up")
+    parser.add_argument("--concurrency", default=CONCURRENCY)
+    parser.add_argument("--samples", type=int, default=32, help="requests of a concurrency, at least")
+    parser.add_argument("--spread", type=float, default=0.5, help="0: answers of one length, in bursts")
+    options = parser.parse_args()
+    out = options.out.resolve()
+    with tempfile.TemporaryDirectory(prefix="paced-") as name:
+        folder = Path(name)
+        settings = write_settings(folder)
+        command = [*COMMAND, "bench", "overhead", "--settings", str(settings), "--max-tokens", "64"]
+        command += ["--sides", options.sides, "--concurrency", options.concurrency, "--samples", str(options.samples)]
+        command += ["--rounds", str(options.rounds), "--spread", str(options.spread), "--out", str(out)]
+        variables = {"PYTHONPATH": plugin_path(folder), PACE_VARIABLE: PACE}
+        subprocess.run(command, env=os.environ | variables, check=True)
+    report = Report.read(out.with_suffix(".json"))
+    about = report.about | {"engine": f"no model; steps of the surface {PACE}, slept through", "settings": "Gemma-4's"}
+    write(replace(report, about=about), out)
+
+
+def write_settings(folder: Path) -> Path:
+    """A tiny model that is loaded and never asked, with as many words as prompts need, and the settings around it."""
+    args = settings_args(folder / "models", profile="smollm2-cpu", tiny=True)
+    target = Path(args["target"])
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | {"vocab_size": VOCABULARY_SIZE}))
+    write_tokenizer(target, VOCABULARY_SIZE)
+    args["engine"] |= {
+        "load_format": "dummy",
+        "max_num_seqs": MOST_AT_ONCE,
+        "max_num_batched_tokens": 8192,
+        "enforce_eager": True,
+    }
+    args |= {"speculation": {"mode": "off"}, "limits": {"max_concurrent_requests": MOST_AT_ONCE}}
+    path = folder / "paced.yaml"
+    path.write_text(yaml.safe_dump(args))
+    return path
+
+
+def plugin_path(folder: Path) -> str:
+    """PYTHONPATH with which vLLM finds the paced platform."""
+    info = folder / "site" / "paced_engine-0.dist-info"
+    info.mkdir(parents=True)
+    info.joinpath("METADATA").write_text("Name: paced-engine\nVersion: 0\n")
+    info.joinpath("entry_points.txt").write_text(PLATFORM)
+    return os.pathsep.join([str(info.parent), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+if __name__ == "__main__":
+    main()
