@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ray.llm._internal.serve.constants import RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING
 from ray.serve._private.api import serve_start as _serve_start
 from ray.serve._private.common import ReplicaID
-from ray.serve._private.constants import RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY
+from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
 from ray.serve._private.request_router.common import PendingRequest
 from ray.serve._private.request_router.replica_wrapper import RunningReplica
 from ray.serve._private.request_router.request_router import FIFOMixin, MultiplexMixin, RequestRouter
@@ -17,36 +16,23 @@ from ray.serve.context import _get_global_client
 if TYPE_CHECKING:
     from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
     from ray.serve._private.client import ServeControllerClient
-    from ray.serve.deployment import Application
-    from ray.serve.llm import LLMConfig
     from ray.serve.schema import ServeDeploySchema
 
-DIRECT_STREAMING: bool = RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING
-FORWARDS_PROMPTS: bool = RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY
-"""Whether HAProxy shows a request's body to the router that it asks."""
+HAPROXY: bool = RAY_SERVE_ENABLE_HA_PROXY
+"""Whether HAProxy, not Serve's own proxy, takes requests to replicas."""
 
 __all__ = [
-    "DIRECT_STREAMING",
-    "FORWARDS_PROMPTS",
+    "HAPROXY",
     "FIFOMixin",
     "MultiplexMixin",
     "PendingRequest",
     "ReplicaID",
     "RequestRouter",
     "RunningReplica",
-    "attach_direct_streaming",
     "engine_on_own_gpu",
     "http_host",
     "serve_start",
 ]
-
-
-def attach_direct_streaming(server: Application, llm_config: LLMConfig) -> Application:
-    """Put Ray's `LLMRouter` in front: HAProxy asks it for a replica and then talks to that replica itself."""
-    from ray.llm._internal.serve.core.ingress.builder import _build_openai_ingress_request_router
-
-    router = _build_openai_ingress_request_router(server=server, llm_config=llm_config)
-    return server._with_ingress_request_router(router)
 
 
 def engine_on_own_gpu() -> type[VLLMEngine]:

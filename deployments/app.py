@@ -12,7 +12,7 @@ from ray.serve.deployment import Application
 
 from dflash_serve import preflight
 from dflash_serve.hardware import NAMED_GPU
-from dflash_serve.routing import LOAD_AWARE, PREFIX_AWARE, PROMPTS_TO_ROUTER
+from dflash_serve.routing import LOAD_AWARE
 from dflash_serve.settings import (
     Cluster,
     Resolved,
@@ -26,6 +26,10 @@ from dflash_serve.settings import (
 
 logger = logging.getLogger("ray.serve")
 
+NOT_WITH_THIS_RAY = (
+    "does not work with Ray 2.60: its router is not told which replica HAProxy's requests go to, and cannot read those "
+    "of Serve's own proxy; leave it out"
+)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -33,7 +37,7 @@ def build(args: dict[str, Any]) -> Application:
     """Ray Serve calls this with the application's `args`. Raises SettingsError when they are wrong."""
     from ray.serve.llm import LLMConfig, build_llm_deployment
 
-    from deployments._upstream import DIRECT_STREAMING, FORWARDS_PROMPTS, attach_direct_streaming, http_host
+    from deployments._upstream import HAPROXY, http_host
     from deployments.routing import request_router_config
     from deployments.server import DFlashServer, ReplicaOptions
 
@@ -41,25 +45,20 @@ def build(args: dict[str, Any]) -> Application:
     settings = resolved.settings
     check_names_of_vllm(settings)
     logger.info("profile %s: %s", resolved.profile, resolved.reason)
-    policy = settings.routing.policy
-    if DIRECT_STREAMING and policy == PREFIX_AWARE and not FORWARDS_PROMPTS:
-        raise SettingsError([f"routing.policy: {policy} needs {PROMPTS_TO_ROUTER} in every Ray node's environment"])
     found = preflight.run(settings)
     for warning in found.warnings:
         logger.warning("preflight: %s", warning)
     if found.errors:
         raise SettingsError(found.errors)
     llm_config = LLMConfig(**llm_config_kwargs(settings))
-    # by load HAProxy chooses itself, among replicas whose requests it counts: asking a router first would cost each
-    # request 2 ms, and a burst as often as it has requests
-    by_haproxy = DIRECT_STREAMING and policy == LOAD_AWARE
-    server = build_llm_deployment(
+    return build_llm_deployment(
         llm_config,
         deployment_cls=serve.ingress()(DFlashServer),
         bind_kwargs={"options": ReplicaOptions.of(settings)},
-        override_serve_options={} if by_haproxy else {"request_router_config": request_router_config(policy)},
+        # HAProxy chooses itself, by the requests that it has at each replica: asking a router first (Ray's LLMRouter)
+        # takes every request longer, and those of a burst one after the other
+        override_serve_options={} if HAPROXY else {"request_router_config": request_router_config()},
     )
-    return attach_direct_streaming(server, llm_config) if DIRECT_STREAMING and not by_haproxy else server
 
 
 def check(args: dict[str, Any], *, http_host: str | None, cluster: Cluster | None = None) -> Resolved:
@@ -70,6 +69,8 @@ def check(args: dict[str, Any], *, http_host: str | None, cluster: Cluster | Non
         cluster: What the cluster offers; None, before there is one, takes a machine without GPUs.
     """
     resolved = resolve(args, cluster or Cluster(cpus=0, gpus={}))
+    if resolved.settings.routing.policy != LOAD_AWARE:
+        raise SettingsError([f"routing.policy: {resolved.settings.routing.policy} {NOT_WITH_THIS_RAY}"])
     auth = resolved.settings.auth
     if not auth.has_keys and http_host not in LOOPBACK:
         if auth.anonymous == "loopback":

@@ -1,8 +1,7 @@
-"""Which replica a request goes to.
+"""Which replica a request of Serve's own proxy goes to (`serve run`, `up --plain`).
 
-In direct-streaming mode the request reaches the replica around Serve's handle, so Serve's queue lengths never move
-and its power-of-two router picks at random (Ray 2.60, `AsyncioRouter.choose_replica`, `_reserve=False`). This router
-ranks by what replicas report of themselves plus what it sent them since.
+This router ranks by what replicas report of themselves plus what it sent them since: requests that came by other
+proxies count too. HAProxy (`up`, Kubernetes) chooses for itself.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import itertools
 from typing import Any
 
 from ray.serve.config import RequestRouterConfig
-from ray.serve.llm.request_router import PrefixCacheAffinityRouter
 
 from deployments._upstream import (
     FIFOMixin,
@@ -52,11 +50,10 @@ class LoadAwareRouter(FIFOMixin, MultiplexMixin, RequestRouter):
         return [ranked]
 
 
-def request_router_config(policy: str) -> RequestRouterConfig:
-    """Serve's router configuration for `routing.policy`."""
-    router = {"load_aware": LoadAwareRouter, "prefix_aware": PrefixCacheAffinityRouter}[policy]
+def request_router_config() -> RequestRouterConfig:
+    """Serve's router configuration where HAProxy does not choose."""
     options: dict[str, Any] = {
-        "request_router_class": router,
+        "request_router_class": LoadAwareRouter,
         "request_routing_stats_period_s": STATS_PERIOD_SECONDS,
         "request_routing_stats_timeout_s": STATS_TIMEOUT_SECONDS,
     }

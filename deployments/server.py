@@ -83,7 +83,7 @@ class DFlashServer(LLMServer):
         if (library := preload_intel_openmp(os.environ)) is not None:
             logger.info("the engine runs with %s", library)
         try:
-            parser_parts.install()
+            parser_parts.install(count_once=not llm_config.engine_kwargs.get("enable_force_include_usage"))
         except (ImportError, AttributeError) as error:
             logger.warning("parsers: vLLM makes each request's from the ground up (%s)", error)
         self._model_id = llm_config.model_id
@@ -100,7 +100,7 @@ class DFlashServer(LLMServer):
         engine = engine_on_own_gpu() if has_one_gpu(llm_config) else None
         await super().__init__(with_local_models(llm_config), engine_cls=engine)
         self._telemetry.start(lambda: self._stats, start_seconds=time.monotonic() - started)
-        self._watch = asyncio.create_task(self._end_with_engine())
+        self._engine_watch = asyncio.create_task(self._end_with_engine())
 
     @classmethod
     def get_deployment_options(cls, llm_config: LLMConfig) -> dict[str, Any]:  # type: ignore[override]
@@ -135,7 +135,8 @@ class DFlashServer(LLMServer):
         """End this replica's process when its engine has died and those who waited for it have their answer.
 
         It would answer every request with 503 at once, and so draw them all until Serve replaces it: it has the fewest
-        in flight. Nobody connects to a process that is gone; HAProxy then takes another replica, with nothing lost.
+        in flight. Nobody can connect to a process that is gone; HAProxy takes another replica then. What the replica
+        counted since Ray last fetched its metrics (10 s at most) goes with it.
         """
         try:
             while True:
@@ -143,12 +144,15 @@ class DFlashServer(LLMServer):
                 await asyncio.sleep(ENGINE_CHECK_SECONDS)
         except Exception as error:
             logger.error("the engine has died, and this replica ends: %r", error)
+        if self._gateway is not None:
+            self._gateway.close()
         for _ in range(round(LAST_ANSWERS_SECONDS / ENGINE_CHECK_SECONDS)):
             # once more after the last answer: it is on its way then
             answering = self._in_flight > 0
             await asyncio.sleep(ENGINE_CHECK_SECONDS)
             if not answering:
                 break
+        self._folder.cleanup()
         logging.shutdown()
         os._exit(1)
 

@@ -27,8 +27,7 @@ from rich.markup import escape
 
 from dflash_serve import demo
 from dflash_serve.monitoring import latest_session
-from dflash_serve.routing import PREFIX_AWARE, PROMPTS_TO_ROUTER
-from dflash_serve.settings import Cluster, SettingsError, resolve
+from dflash_serve.settings import SettingsError
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
@@ -68,7 +67,7 @@ _claims: list[socket.socket] = []
 def run(config_path: Path, *, address: str | None, plain: bool) -> int:
     """Deploy and stay until interrupted. Returns the exit status: 1 when the application cannot be deployed."""
     started = time.monotonic()
-    _set_environment(plain=plain, prompts_to_router=_asks_router(config_path))
+    _set_environment(plain=plain)
     try:
         config = load_config(config_path)
     except (OSError, ValueError) as error:
@@ -144,25 +143,12 @@ def _make_bundled_models(config: ServeDeploySchema) -> None:
         demo.resolve(settings.target)
 
 
-def _asks_router(path: Path) -> bool:
-    """Whether an application of ours chooses replicas by prompts; False for a file that `load_config` refuses."""
-    with contextlib.suppress(OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
-        for application in yaml.safe_load(path.read_text())["applications"]:
-            if application["import_path"] == BUILDER:
-                settings = resolve(application.get("args") or {}, Cluster(cpus=0, gpus={})).settings
-                if settings.routing.policy == PREFIX_AWARE:
-                    return True
-    return False
-
-
-def _set_environment(*, plain: bool, prompts_to_router: bool) -> None:
+def _set_environment(*, plain: bool) -> None:
     """Must run before anything imports ray: it reads these once."""
     if "ray" in sys.modules:
         raise RuntimeError("deployments.up must set Ray's environment before ray is imported")
     for name, value in (SESSION if plain else SESSION | HIGH_THROUGHPUT).items():
         os.environ.setdefault(name, value)
-    if prompts_to_router:
-        os.environ.setdefault(*PROMPTS_TO_ROUTER.split("="))
     if not plain:
         # two sessions of one machine must not share HAProxy's files
         folder = _haproxy_folder()

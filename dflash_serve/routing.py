@@ -5,16 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Set
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 
-LOAD_AWARE: Literal["load_aware"] = "load_aware"
-PREFIX_AWARE: Literal["prefix_aware"] = "prefix_aware"
-"""Values of `routing.policy`."""
-
-PROMPTS_TO_ROUTER = "RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY=1"
-"""Ray's variable with which HAProxy shows prompts to the router that it asks: `prefix_aware` ranks by them."""
+LOAD_AWARE = "load_aware"
+"""The `routing.policy` that there is: the replica with the fewest requests in flight."""
 
 IN_FLIGHT = "dflash_in_flight"
 """Routing stat: requests in flight at the replica when it reported."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dflash_serve.bench.run import PROFILE_MEND, Stage, Start
+from dflash_serve.bench.run import PROFILE_MEND, Stage, Start, at_least
 from dflash_serve.bench.servers import dflash_server, vllm_server
 from dflash_serve.bench.summary import Row
 from dflash_serve.bench.tasks import RANDOM
@@ -57,7 +57,8 @@ def stages(args: Mapping[str, Any], concurrencies: Sequence[int], sides: Sequenc
 
 def lengths(tokens: int, spread: float) -> str:
     """How long answers are, for people."""
-    return f"{tokens * (1 - spread):.0f} to {tokens * (1 + spread):.0f}" if spread else str(tokens)
+    least, most = (at_least(tokens * (1 + sign * spread)) for sign in (-1, 1))
+    return f"{least} to {most}" if spread else str(tokens)
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:

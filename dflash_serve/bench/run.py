@@ -70,12 +70,17 @@ class Load:
         count = self.count(task, concurrency)
         numbers, limit = random.Random(LENGTHS_SEED), self.body.get("max_tokens")
         if not self.spread or limit is None:
-            return [dict(self.body)] * count
-        limits = [round(limit * numbers.uniform(1 - self.spread, 1 + self.spread)) for _ in range(count)]
-        return [{**self.body, "max_tokens": max(one, SHORTEST_ANSWER)} for one in limits]
+            return [dict(self.body) for _ in range(count)]
+        limits = [limit * numbers.uniform(1 - self.spread, 1 + self.spread) for _ in range(count)]
+        return [{**self.body, "max_tokens": at_least(one)} for one in limits]
 
     def conversations(self, stage: Stage) -> int:
         return sum(self.count(task, concurrency) for task in stage.tasks for concurrency in self.concurrencies)
+
+
+def at_least(tokens: float) -> int:
+    """An answer's length, in whole tokens."""
+    return max(round(tokens), SHORTEST_ANSWER)
 
 
 def request_body(max_tokens: int, *, thinking: bool | None, ignore_eos: bool) -> dict[str, Any]:

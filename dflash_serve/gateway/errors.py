@@ -104,6 +104,10 @@ def unavailable(message: str, retry_after_seconds: int) -> ApiError:
     return ApiError(503, message, code="service_unavailable", headers=retry_headers(retry_after_seconds))
 
 
+def engine_stopped(retry_after_seconds: int) -> ApiError:
+    return unavailable("The model engine has stopped and is being replaced. Please retry.", retry_after_seconds)
+
+
 def normalise(
     status: int, body: bytes, *, route: Route, request_id: str, model_id: str, retry_after_seconds: int
 ) -> ApiError:
@@ -115,7 +119,7 @@ def normalise(
     """
     message, param = _read(body)
     if status >= 500 and ENGINE_DEAD in message:
-        return unavailable("The model engine has stopped and is being replaced. Please retry.", retry_after_seconds)
+        return engine_stopped(retry_after_seconds)
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         return unavailable("The model is busy or not ready. Please retry after a short wait.", retry_after_seconds)
     if status == HTTPStatus.NOT_IMPLEMENTED:  # vLLM's way to say "this model cannot"; a 5xx would be retried

@@ -12,7 +12,7 @@ from typing import Any
 
 from dflash_serve.gateway.auth import Authorizer
 from dflash_serve.gateway.config import GatewayConfig
-from dflash_serve.gateway.errors import ApiError, overloaded
+from dflash_serve.gateway.errors import ApiError, engine_stopped, overloaded
 from dflash_serve.gateway.peers import local_addresses
 from dflash_serve.gateway.record import RequestRecord
 from dflash_serve.gateway.request_body import (
@@ -33,6 +33,8 @@ Scope = MutableMapping[str, Any]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+RAYS_HEADER = b"serve_multiplexed_model_id"
+"""With which Ray Serve asks for an adapter of a model; it raises where there is none."""
 POLICY_VIOLATION = 1008
 """WebSocket close code (RFC 6455, section 7.4.1)."""
 
@@ -62,6 +64,11 @@ class Gateway:
         self._routes = RouteTable(config.extra_routes)
         self._authorizer = Authorizer(config.api_keys, config.anonymous, local_addresses())
         self._in_flight = 0
+        self._closed = False
+
+    def close(self) -> None:
+        """Take no more generation requests: 503, to be sent again. Those in flight go on."""
+        self._closed = True
 
     @property
     def in_flight(self) -> int:
@@ -116,6 +123,8 @@ class Gateway:
         record: RequestRecord,
         response: ResponseFilter,
     ) -> None:
+        if any(name.lower().replace(b"-", b"_") == RAYS_HEADER for name in headers):
+            raise ApiError(400, f"The header {RAYS_HEADER.decode()} is not for clients.", code="header_not_allowed")
         preflight = scope["method"] == "OPTIONS" and b"access-control-request-method" in headers
         route = self._find_route(scope, preflight)
         record.route = route.template
@@ -168,6 +177,8 @@ class Gateway:
         return methods[scope["method"]]
 
     def _check_room(self, record: RequestRecord) -> None:
+        if self._closed:
+            raise engine_stopped(self._config.retry_after_seconds)
         limit = self._config.max_concurrent_requests
         if limit is not None and self._in_flight >= limit:
             record.outcome = "shed"

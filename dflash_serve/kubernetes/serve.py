@@ -11,7 +11,6 @@ from typing import Any
 from dflash_serve.hardware import ANY_GPU, NAMED_GPU, Cluster
 from dflash_serve.models import DEFAULT_REVISION, Model
 from dflash_serve.preflight.checks import is_pinned
-from dflash_serve.routing import PREFIX_AWARE, PROMPTS_TO_ROUTER
 from dflash_serve.settings import Settings, SettingsError, resolve
 from dflash_serve.settings.profiles import merge
 
@@ -88,11 +87,7 @@ def overlay_patch(base: Mapping[str, Any], args: Mapping[str, Any], dump: Any) -
     group = f"{cluster}/workerGroupSpecs/0"
     head_pod, worker_pod = f"{cluster}/headGroupSpec/template/spec", f"{group}/template/spec"
     # a changed configuration makes HAProxy start anew; its old process carries its streams on for so long, then cuts
-    variables = {"RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(stream_seconds + MARGIN_SECONDS)}
-    if settings.routing.policy == PREFIX_AWARE:
-        name, _, value = PROMPTS_TO_ROUTER.partition("=")
-        variables[name] = value
-    environment = [{"name": name, "value": value} for name, value in variables.items()]
+    haproxy = {"name": "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "value": str(stream_seconds + MARGIN_SECONDS)}
     return [
         add("/spec/serveConfigV2", dump(serve_config(base, args))),
         # streams of the old cluster end before it does
@@ -104,7 +99,8 @@ def overlay_patch(base: Mapping[str, Any], args: Mapping[str, Any], dump: Any) -
         *(add(f"{group}/rayStartParams/{name}", value) for name, value in ray_start_parameters(settings).items()),
         add(f"{worker_pod}/terminationGracePeriodSeconds", drain_seconds + MARGIN_SECONDS),
         add(f"{worker_pod}/containers/0/lifecycle/preStop/exec/command", drain_command(drain_seconds)),
-        *(add(f"{pod}/containers/0/env/-", one) for pod in (head_pod, worker_pod) for one in environment),
+        add(f"{head_pod}/containers/0/env/-", haproxy),
+        add(f"{worker_pod}/containers/0/env/-", haproxy),
         *(add(f"{pod}/initContainers/0/command", models_command("wait", args)) for pod in (head_pod, worker_pod)),
     ]
 

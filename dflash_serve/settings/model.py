@@ -130,9 +130,9 @@ class Autoscaling(_Section):
 
 class Routing(_Section):
     policy: Literal["load_aware", "prefix_aware"] = "load_aware"
-    """`load_aware`: the replica with the fewest requests in flight; behind HAProxy the fewest of that node's proxy.
-    `prefix_aware`: the one that has seen the longest prefix of the prompt, while load is even (Ray's
-    PrefixCacheAffinityRouter, which HAProxy asks for each request)."""
+    """`load_aware`: the replica with the fewest requests in flight, as the proxy that has the request knows it: HAProxy
+    counts its own, Serve's proxy hears from the replicas each second. `prefix_aware` is refused: Ray 2.60's router for
+    it is not told what it needs."""
 
 
 class Limits(_Section):

@@ -1,4 +1,4 @@
-"""`serve run` with nothing set, `dflash-serve up` with a router, and what it says to a bad configuration."""
+"""`serve run` with nothing set, and what `dflash-serve up` says to a bad configuration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.local_server import BIN, MODEL, ROOT, serving, session_folder, write_config
+from benchmarks.local_server import BIN, MODEL, ROOT, serving, write_config
 
 pytestmark = pytest.mark.integration
 
@@ -37,20 +37,6 @@ def test_serve_run_needs_no_environment(tmp_path: Path) -> None:
         assert len(answer.headers.get_list("x-request-id")) == 1
 
 
-def test_a_router_that_ranks_by_prompts_sees_them(tmp_path: Path) -> None:
-    args = {"routing": {"policy": "prefix_aware"}, "speculation": {"mode": "off"}}
-    with serving(tmp_path, args) as server:
-        answer = server.client().chat.completions.create(
-            model=MODEL, messages=[{"role": "user", "content": "What is the capital of France?"}], max_tokens=2
-        )
-        assert answer.choices[0].message.content
-        (log,) = session_folder(server).glob("logs/serve/replica_*_LLMRouter_*.log")
-        lines = log.read_text()
-    assert "POST /internal/route 200" in lines
-    # what Ray says when HAProxy kept the prompt
-    assert "routing key" not in lines
-
-
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -59,6 +45,7 @@ def test_a_router_that_ranks_by_prompts_sees_them(tmp_path: Path) -> None:
             "speculation.max_draft_tokens: 99 is more than the drafter's block",
         ),
         ({"limts": {"max_n": 2}}, "limts: unknown setting; did you mean limits?"),
+        ({"routing": {"policy": "prefix_aware"}}, "routing.policy: prefix_aware does not work with Ray 2.60"),
     ],
 )
 def test_up_refuses_bad_settings_at_once(tmp_path: Path, args: dict[str, Any], words: str) -> None:

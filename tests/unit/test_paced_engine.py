@@ -6,8 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from benchmarks.paced_engine import Lengths, step_seconds
 
+from benchmarks.paced_engine import Lengths, step_seconds
 from dflash_serve.speculation.step_cost import load
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dflash_serve import hardware
+from dflash_serve.bench import overhead
 from dflash_serve.bench.card import CARD, acceptance_length
 from dflash_serve.bench.run import (
     Load,
@@ -135,6 +136,8 @@ def test_answers_of_spread_lengths_are_the_same_for_every_side() -> None:
     assert bodies == load.bodies("sample", 200)
     lengths = [body.pop("max_tokens") for body in bodies]
     assert (len(lengths), bodies[0]) == (200, {"temperature": 0})
+    assert overhead.lengths(100, 0.5) == "50 to 150"
+    assert (overhead.lengths(4, 0.9), overhead.lengths(128, 0)) == ("2 to 8", "128")
     assert 50 <= min(lengths) < 60
     assert 140 < max(lengths) <= 150
     assert sum(lengths) / len(lengths) == pytest.approx(100, rel=0.05)

@@ -21,6 +21,11 @@ def test_an_open_server_with_keys_or_on_purpose_is_not() -> None:
     assert check(BARE, http_host="127.0.0.1").settings.auth.anonymous == "loopback"
 
 
+def test_a_router_that_ray_tells_too_little_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"routing\.policy: prefix_aware does not work.*leave it out"):
+        check(BARE | {"routing": {"policy": "prefix_aware"}}, http_host="127.0.0.1")
+
+
 def test_last_words_are_the_cause_not_the_traceback() -> None:
     message = (
         "Deploying app 'dflash' failed with exception:\n"

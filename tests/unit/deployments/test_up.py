@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -73,25 +72,3 @@ def test_haproxy_paths_stay_short_where_the_temporary_folder_is_long(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("a" * 60)))
     socket_path = up._haproxy_folder() / ("f" * 56) / "admin.sock"
     assert len(str(socket_path)) <= 97
-
-
-@pytest.mark.parametrize(
-    ("args", "asks"),
-    [
-        ("", False),
-        ("args: {routing: {policy: load_aware}}", False),
-        ("args: {routing: {policy: prefix_aware}}", True),
-        ("args: {routing: {policy: prefix_aware}, profile: gemma4-31b-h200}", True),
-        # what `load_config` refuses
-        ("args: {routing: {policy: prefix_aware}, limts: {}}", False),
-        ("args: {routing: prefix_aware}", False),
-        ("args: [", False),
-    ],
-)
-def test_prompts_go_to_the_router_that_ranks_by_them(tmp_path: Path, args: str, asks: bool) -> None:
-    path = tmp_path / "serve_config.yaml"
-    path.write_text(f"applications:\n- import_path: {up.BUILDER}\n  {args}\n")
-    assert up._asks_router(path) is asks
-    path.write_text(f"applications:\n- import_path: some.other:app\n  {args}\n")
-    assert not up._asks_router(path)
-    assert not up._asks_router(tmp_path / "nowhere.yaml")

@@ -13,14 +13,9 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_names_of_ray() -> None:
-    from ray.llm._internal.serve.core.ingress import builder
-    from ray.serve.deployment import Application
-
     from deployments import _upstream
 
-    assert isinstance(_upstream.DIRECT_STREAMING, bool)
-    assert list(inspect.signature(builder._build_openai_ingress_request_router).parameters) == ["server", "llm_config"]
-    assert callable(Application._with_ingress_request_router)
+    assert isinstance(_upstream.HAPROXY, bool)
     assert {"http_options", "proxy_location"} <= inspect.signature(_upstream._serve_start).parameters.keys()
 
 
@@ -37,6 +32,17 @@ def test_router_hooks_of_ray() -> None:
     assert isinstance(RunningReplica.routing_stats, property)
     source = inspect.getsource(AsyncioRouter.choose_replica)
     assert "_choose_replicas_with_backoff" in source, "direct streaming took another way to a replica"
+
+
+def test_haproxy_sends_a_request_to_the_replica_that_has_least_and_to_another_where_it_cannot_connect() -> None:
+    from ray.serve._private import constants
+    from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
+
+    assert constants.RAY_SERVE_HAPROXY_BALANCE_ALGORITHM == "leastconn"
+    assert constants.RAY_SERVE_HAPROXY_RETRY_ON == "conn-failure"
+    assert constants.RAY_SERVE_HAPROXY_OBSERVE_MARK_DOWN_ENABLED
+    for line in ("balance {{ config.balance_algorithm }}", "option redispatch 1", "retry-on {{ config.retry_on }}"):
+        assert line in HAPROXY_CONFIG_TEMPLATE
 
 
 def test_server_hooks_of_ray() -> None:

@@ -307,3 +307,26 @@ async def test_an_observer_that_fails_harms_nobody(caplog: pytest.LogCaptureFixt
 async def test_it_can_go_without_an_observer() -> None:
     gateway = Gateway(Inner(), GatewayConfig(), model_id="demo")
     assert (await call(gateway, "GET", "/v1/models")).status == 200
+
+
+async def test_a_closed_gateway_takes_no_more_and_lets_the_others_end() -> None:
+    slow = Slow()
+    served = serve(slow, retry_after_seconds=3)
+    tasks = await start(served, slow, 2)
+    served.gateway.close()
+    reply = await served(json_body=HELLO)
+    assert (reply.status, reply.error["type"], reply.error["code"]) == (503, "server_error", "service_unavailable")
+    assert (reply.headers["retry-after"], reply.headers["x-should-retry"]) == ("3", "true")
+    assert served.gateway.in_flight == 2
+    slow.go.set()
+    assert [(await task).status for task in tasks] == [200, 200]
+    assert served.gateway.in_flight == 0
+
+
+@pytest.mark.parametrize("name", ["serve_multiplexed_model_id", "Serve-Multiplexed-Model-Id"])
+async def test_rays_own_header_is_not_for_clients(name: str) -> None:
+    served = serve({"ok": True})
+    reply = await served(json_body=HELLO, headers={name: "adapter"})
+    assert (reply.status, reply.error["code"]) == (400, "header_not_allowed")
+    assert "serve_multiplexed_model_id" in reply.error["message"]
+    assert served.record.outcome == "rejected"

@@ -131,13 +131,3 @@ def test_a_wrong_setting_names_the_overlay(tmp_path: Path, capsys: pytest.Captur
         generated(tmp_path)
     assert main(tmp_path) == 1
     assert "did you mean limits?" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("policy", "value"), [("load_aware", None), ("prefix_aware", "1")])
-def test_proxies_show_prompts_to_a_router_that_ranks_by_them(policy: str, value: str | None) -> None:
-    args = {"profile": "smollm2-cpu", "routing": {"policy": policy}}
-    patch = serve.overlay_patch(CONFIG, args, str)
-    for pod in ("headGroupSpec", "workerGroupSpecs/0"):
-        path = f"/spec/rayClusterConfig/{pod}/template/spec/containers/0/env/-"
-        added = {item["value"]["name"]: item["value"]["value"] for item in patch if item["path"] == path}
-        assert added.get("RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY") == value
