@@ -35,6 +35,8 @@ brings `traceparent`; its `gen_ai.request.id` ends in the request id.
 What Ray 2.60 does to every metric, and what to do about it:
 
 - Values travel every 10 s: scrape as often, and take rates over a minute or more.
+- A replica ends with its engine, and what it counted since the last such time goes with it: of the requests that an
+  engine's death ended with an error, `ray_dflash_requests_total` sees few. DFlashReplicaFlapping tells of such deaths.
 - A counter appears with its first increment, never at zero: write `(part or 0 * whole) / (whole > 0)`.
 - A histogram's `_bucket` and `_count` are exact; its `_sum` is made of the buckets' midpoints. Take quantiles from the
   buckets and means from counters.
