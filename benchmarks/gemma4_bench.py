@@ -59,7 +59,7 @@ def main() -> None:
         ]
         command += ["--samples", str(options.samples), *(["--data", str(options.data)] if options.data else [])]
     else:
-        command += ["overhead", "--samples", "12", "--sides", options.fronts]
+        command += ["overhead", "--samples", "32", "--sides", options.fronts]
     command += [
         "--synthetic",
         "--settings",
