@@ -38,8 +38,9 @@ HIGH_THROUGHPUT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    # a replica that stops closes its connections; a request that HAProxy had just put on one goes to another replica
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    # A replica that stops closes its connections; a request that HAProxy had just put on one goes to another replica.
+    # For that all of it must be there first: a line of its own, which has no other place in Ray's haproxy.cfg.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n    option http-buffer-request",
     # bytes of a request that may be sent twice, headers included; Ray's 16384 are a prompt of some 4000 tokens
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "131072",
 }
