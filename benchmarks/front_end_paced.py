@@ -18,15 +18,12 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.gemma4_gpu import ROOT, settings_args
+from benchmarks.gemma4_gpu import python_path, settings_args
 from benchmarks.gemma4_shapes import write_tokenizer
 from dflash_serve.bench.report import Report, write
 from dflash_serve.bench.servers import COMMAND
 
-PACE = "gemma4-31b-h200"
-PACE_VARIABLE = "DFLASH_PACE"
-"""Environment variable: a surface of step costs, by name or path."""
-PLATFORM = "[vllm.platform_plugins]\ndflash_serve = benchmarks.paced_platform:plugin\n"
+PLATFORM = {"vllm.platform_plugins": {"dflash_serve": "benchmarks.paced_platform:plugin"}}
 """Under the name of our own plugin, which `vllm serve` is told to load."""
 CONCURRENCY = "1,8,32,128"
 MOST_AT_ONCE = 128
@@ -49,8 +46,10 @@ def main() -> None:
         command = [*COMMAND, "bench", "overhead", "--settings", str(settings), "--max-tokens", "64"]
         command += ["--sides", options.sides, "--concurrency", options.concurrency, "--samples", str(options.samples)]
         command += ["--rounds", str(options.rounds), "--spread", str(options.spread), "--out", str(out)]
-        variables = {"PYTHONPATH": plugin_path(folder), PACE_VARIABLE: PACE}
+        variables = {"PYTHONPATH": python_path(folder, "paced-engine", "0", PLATFORM)}
         subprocess.run(command, env=os.environ | variables, check=True)
+    from benchmarks.paced_engine import PACE  # imports vLLM, which nothing before needs
+
     report = Report.read(out.with_suffix(".json"))
     about = report.about | {"engine": f"no model; steps of the surface {PACE}, slept through", "settings": "Gemma-4's"}
     write(replace(report, about=about), out)
@@ -73,15 +72,6 @@ def write_settings(folder: Path) -> Path:
     path = folder / "paced.yaml"
     path.write_text(yaml.safe_dump(args))
     return path
-
-
-def plugin_path(folder: Path) -> str:
-    """PYTHONPATH with which vLLM finds the paced platform."""
-    info = folder / "site" / "paced_engine-0.dist-info"
-    info.mkdir(parents=True)
-    info.joinpath("METADATA").write_text("Name: paced-engine\nVersion: 0\n")
-    info.joinpath("entry_points.txt").write_text(PLATFORM)
-    return os.pathsep.join([str(info.parent), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 if __name__ == "__main__":

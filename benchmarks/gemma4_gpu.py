@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -92,13 +92,18 @@ def settings_args(folder: Path, *, profile: str, tiny: bool) -> dict[str, Any]:
 def plugin_path(folder: Path) -> str:
     """PYTHONPATH with which vLLM finds our plugins, also from a checkout that is not installed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return python_path(folder, "dflash-serve", project["version"], project["entry-points"])
+
+
+def python_path(folder: Path, name: str, version: str, entry_points: Mapping[str, Mapping[str, str]]) -> str:
+    """PYTHONPATH with the checkout, and a distribution of these entry points by group, written into `folder`."""
     site = folder / "site"
-    info = site / f"dflash_serve-{project['version']}.dist-info"
+    info = site / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True, exist_ok=True)
-    info.joinpath("METADATA").write_text(f"Name: dflash-serve\nVersion: {project['version']}\n")
+    info.joinpath("METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
     lines = []
-    for group, points in project["entry-points"].items():
-        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
+    for group, points in entry_points.items():
+        lines += [f"[{group}]", *(f"{point} = {value}" for point, value in points.items())]
     info.joinpath("entry_points.txt").write_text("\n".join(lines) + "\n")
     return os.pathsep.join([str(site), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 

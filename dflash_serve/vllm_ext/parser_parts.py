@@ -32,12 +32,6 @@ def once(build: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     return built
 
 
-def wants_each_count(request: Any) -> bool:
-    """Whether the count of reasoning tokens is read with each event, not only with the last."""
-    options = getattr(request, "stream_options", None)
-    return bool(options and options.include_usage and options.continuous_usage_stats)
-
-
 def install(*, count_once: bool) -> None:
     """In the process that has the API. Raises ImportError or AttributeError where vLLM's names have moved.
 
@@ -46,6 +40,7 @@ def install(*, count_once: bool) -> None:
             Not with vLLM's `enable_force_include_usage`, where every event carries them.
     """
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.serve.utils.api_utils import should_include_usage
     from vllm.parser.abstract_parser import DelegatingParser
     from vllm.parser.engine import streaming_parser_engine as parsers
 
@@ -62,8 +57,11 @@ def install(*, count_once: bool) -> None:
     def parse_delta(
         self: Any, delta_text: Any, delta_token_ids: Any, request: Any, prompt_token_ids: Any = None, *, finished: bool
     ) -> Any:
-        chat = isinstance(request, ChatCompletionRequest)
-        setattr(self, MARK, chat and not finished and not wants_each_count(request))
+        unread = not finished and isinstance(request, ChatCompletionRequest)
+        if unread:
+            _, with_each_event = should_include_usage(request.stream_options, False)
+            unread = not with_each_event
+        setattr(self, MARK, unread)
         return parse(self, delta_text, delta_token_ids, request, prompt_token_ids, finished=finished)
 
     def count_reasoning_tokens(self: Any, token_ids: Sequence[int]) -> int:
