@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ray.serve._private.api import serve_start as _serve_start
 from ray.serve._private.common import ReplicaID
 from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
+from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
 from ray.serve._private.request_router.common import PendingRequest
 from ray.serve._private.request_router.replica_wrapper import RunningReplica
 from ray.serve._private.request_router.request_router import FIFOMixin, MultiplexMixin, RequestRouter
@@ -26,6 +27,7 @@ __all__ = [
     "FIFOMixin",
     "MultiplexMixin",
     "PendingRequest",
+    "PowerOfTwoChoicesRequestRouter",
     "ReplicaID",
     "RequestRouter",
     "RunningReplica",

@@ -57,7 +57,7 @@ def build(args: dict[str, Any]) -> Application:
         bind_kwargs={"options": ReplicaOptions.of(settings)},
         # HAProxy chooses itself, by the requests that it has at each replica: asking a router first (Ray's LLMRouter)
         # takes every request longer, and those of a burst one after the other
-        override_serve_options={} if HAPROXY else {"request_router_config": request_router_config()},
+        override_serve_options={"request_router_config": request_router_config(asked=not HAPROXY)},
     )
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from ray import cloudpickle
 from ray.serve.config import RequestRouterConfig
 
 from deployments._upstream import (
     FIFOMixin,
     MultiplexMixin,
     PendingRequest,
+    PowerOfTwoChoicesRequestRouter,
     ReplicaID,
     RequestRouter,
     RunningReplica,
@@ -50,8 +52,20 @@ class LoadAwareRouter(FIFOMixin, MultiplexMixin, RequestRouter):
         return [ranked]
 
 
-def request_router_config() -> RequestRouterConfig:
-    """Serve's router configuration where HAProxy does not choose."""
+def request_router_config(*, asked: bool) -> RequestRouterConfig:
+    """Serve's router configuration.
+
+    Args:
+        asked: Whether Serve's router chooses. Where HAProxy does, Ray refuses any router but its own, which nothing
+            asks: then only how that one is stored is ours. Ray 2.60 stores its code, 109 kB, and each replica repeats
+            its configuration to a controller that comes back. An answer above 100 kB waits in the object store until
+            the replica's node knows the new head's, which can take longer than the 30 s after which the controller
+            gives a replica up: all were replaced when a head came back. By name it is 100 bytes.
+    """
+    if not asked:
+        config = RequestRouterConfig()
+        config.set_serialized_request_router_cls(cloudpickle.dumps(PowerOfTwoChoicesRequestRouter))
+        return config
     options: dict[str, Any] = {
         "request_router_class": LoadAwareRouter,
         "request_routing_stats_period_s": STATS_PERIOD_SECONDS,

@@ -34,6 +34,21 @@ def test_router_hooks_of_ray() -> None:
     assert "_choose_replicas_with_backoff" in source, "direct streaming took another way to a replica"
 
 
+def test_a_router_that_nothing_asks_is_stored_by_name() -> None:
+    from ray import cloudpickle
+    from ray.serve.config import RequestRouterConfig
+
+    from deployments.routing import request_router_config
+
+    inlined = 100 * 1024  # max_direct_call_object_size in Ray's src/ray/common/ray_config_def.h
+    for asked in (False, True):
+        assert len(cloudpickle.dumps(request_router_config(asked=asked))) < inlined / 10
+    ours, rays = request_router_config(asked=False), RequestRouterConfig()
+    assert ours.is_default_request_router(), "behind HAProxy Ray refuses any other"
+    assert ours.get_request_router_class().__name__ == rays.get_request_router_class().__name__
+    assert len(cloudpickle.dumps(rays)) > inlined, "Ray's own would do"
+
+
 def test_haproxy_sends_a_request_to_the_replica_that_has_least_and_to_another_where_it_cannot_connect() -> None:
     from ray.serve._private import constants
     from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
