@@ -1,9 +1,11 @@
 """`dflash-serve bench overhead` on a machine without a GPU, at the pace of one.
 
-    python -m benchmarks.front_end_paced --out FOLDER/NAME [--rounds 3] [--sides vllm,plain,up]
+    python -m benchmarks.front_end_paced --out FOLDER/NAME [--rounds 3] [--sides vllm,plain,up] [--busy-prefill]
 
 The engine is vLLM's but for the model, whose steps take what Gemma-4-31B's without a drafter take on an H200
-(`benchmarks.paced_engine`) and leave the CPU to the rest. Gemma-4's parsers are on, as in its profile.
+(`benchmarks.paced_engine`) and leave the CPU to the rest. Gemma-4's parsers are on, as in its profile. With
+`--busy-prefill` steps that read a prompt take what the same work takes on the CPU: whether the engine's process of one
+side is slower at it.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ def main() -> None:
     parser.add_argument("--concurrency", default=CONCURRENCY)
     parser.add_argument("--samples", type=int, default=32, help="requests of a concurrency, at least")
     parser.add_argument("--spread", type=float, default=0.5, help="0: answers of one length, in bursts")
+    parser.add_argument("--busy-prefill", action="store_true", help="prompts are read by the CPU; for one at once")
     options = parser.parse_args()
+    from benchmarks.paced_engine import BUSY_VARIABLE, PACE  # imports vLLM, too much for --help
+
     out = options.out.resolve()
     with tempfile.TemporaryDirectory(prefix="paced-") as name:
         folder = Path(name)
@@ -47,11 +52,15 @@ def main() -> None:
         command += ["--sides", options.sides, "--concurrency", options.concurrency, "--samples", str(options.samples)]
         command += ["--rounds", str(options.rounds), "--spread", str(options.spread), "--out", str(out)]
         variables = {"PYTHONPATH": python_path(folder, "paced-engine", "0", PLATFORM)}
+        if options.busy_prefill:
+            variables[BUSY_VARIABLE] = "1"
         subprocess.run(command, env=os.environ | variables, check=True)
-    from benchmarks.paced_engine import PACE  # imports vLLM, which nothing before needs
-
+    reading = "; prompts read by the CPU" if options.busy_prefill else ""
     report = Report.read(out.with_suffix(".json"))
-    about = report.about | {"engine": f"no model; steps of the surface {PACE}, slept through", "settings": "Gemma-4's"}
+    about = report.about | {
+        "engine": f"no model; steps of the surface {PACE}, slept through{reading}",
+        "settings": "Gemma-4's",
+    }
     write(replace(report, about=about), out)
 
 
