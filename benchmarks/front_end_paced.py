@@ -4,8 +4,8 @@
 
 The engine is vLLM's but for the model, whose steps take what Gemma-4-31B's without a drafter take on an H200
 (`benchmarks.paced_engine`) and leave the CPU to the rest. Gemma-4's parsers are on, as in its profile. With
-`--busy-prefill` steps that read a prompt take what the same work takes on the CPU: whether the engine's process of one
-side is slower at it.
+`--busy-prefill` a step that reads a prompt keeps the CPU busy with the same work on every side, some 40 ms: whether one
+side's engine is slower at it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import yaml
 
 from benchmarks.gemma4_gpu import python_path, settings_args
 from benchmarks.gemma4_shapes import write_tokenizer
+from benchmarks.pace import BUSY_VARIABLE, PACE
 from dflash_serve.bench.report import Report, write
 from dflash_serve.bench.servers import COMMAND
 
@@ -37,25 +38,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="reports are written here, with .json, .md, ...")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sides", default="vllm,plain,up")
-    parser.add_argument("--concurrency", default=CONCURRENCY)
+    parser.add_argument("--concurrency", help=f"{CONCURRENCY}; 1 with --busy-prefill")
     parser.add_argument("--samples", type=int, default=32, help="requests of a concurrency, at least")
     parser.add_argument("--spread", type=float, default=0.5, help="0: answers of one length, in bursts")
-    parser.add_argument("--busy-prefill", action="store_true", help="prompts are read by the CPU; for one at once")
+    parser.add_argument("--busy-prefill", action="store_true", help="reading a prompt keeps the CPU busy")
     options = parser.parse_args()
-    from benchmarks.paced_engine import BUSY_VARIABLE, PACE  # imports vLLM, too much for --help
-
+    concurrency = options.concurrency or ("1" if options.busy_prefill else CONCURRENCY)
+    if options.busy_prefill and concurrency != "1":
+        parser.error("--busy-prefill takes as long for one prompt as for many: --concurrency 1 alone")
     out = options.out.resolve()
     with tempfile.TemporaryDirectory(prefix="paced-") as name:
         folder = Path(name)
         settings = write_settings(folder)
         command = [*COMMAND, "bench", "overhead", "--settings", str(settings), "--max-tokens", "64"]
-        command += ["--sides", options.sides, "--concurrency", options.concurrency, "--samples", str(options.samples)]
+        command += ["--sides", options.sides, "--concurrency", concurrency, "--samples", str(options.samples)]
         command += ["--rounds", str(options.rounds), "--spread", str(options.spread), "--out", str(out)]
         variables = {"PYTHONPATH": python_path(folder, "paced-engine", "0", PLATFORM)}
         if options.busy_prefill:
             variables[BUSY_VARIABLE] = "1"
         subprocess.run(command, env=os.environ | variables, check=True)
-    reading = "; prompts read by the CPU" if options.busy_prefill else ""
+    reading = "; reading a prompt keeps the CPU busy" if options.busy_prefill else ""
     report = Report.read(out.with_suffix(".json"))
     about = report.about | {
         "engine": f"no model; steps of the surface {PACE}, slept through{reading}",

@@ -15,16 +15,13 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from benchmarks.pace import BUSY_VARIABLE, PACE
 from dflash_serve.speculation.step_cost import StepCosts, load
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
 
 
-PACE = "gemma4-31b-h200"
-"""The surface of step costs whose steps are slept through."""
-BUSY_VARIABLE = "DFLASH_PACED_BUSY"
-"""Set: steps that read a prompt compute on the CPU instead."""
 BUSY_OPERATIONS = 12000
 """Of a tensor of 256 numbers each: a step that the CPU paces, as it does a GPU's that has little to compute for each of
 many launches. Some 40 ms."""

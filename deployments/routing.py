@@ -56,11 +56,12 @@ def request_router_config(*, asked: bool) -> RequestRouterConfig:
     """Serve's router configuration.
 
     Args:
-        asked: Whether Serve's router chooses. Where HAProxy does, Ray refuses any router but its own, which nothing
-            asks: then only how that one is stored is ours. Ray 2.60 stores its code, 109 kB, and each replica repeats
-            its configuration to a controller that comes back. An answer above 100 kB waits in the object store until
-            the replica's node knows the new head's, which can take longer than the 30 s after which the controller
-            gives a replica up: all were replaced when a head came back. By name it is 100 bytes.
+        asked: Whether Serve's router chooses. Where HAProxy does, Ray refuses any router but its own, which only the
+            head's proxy asks while no replica is there: then only how that one is stored is ours. Ray 2.60 stores its
+            code, 109 kB, and each replica repeats its configuration to a controller that comes back. An answer above
+            100 kB waits in the object store until the replica's node knows the new head's, which can take longer than
+            the 30 s after which the controller gives a replica up: all were replaced when a head came back. By name it
+            is 100 bytes. (Ray compares routers without this: an application that runs takes it with its next change.)
     """
     if not asked:
         config = RequestRouterConfig()

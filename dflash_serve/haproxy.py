@@ -10,9 +10,9 @@ from dflash_serve.gateway.errors import ApiError, retry_headers
 FAILURES = {
     502: "The replica stopped before it answered. Please retry.",
     503: "No replica can take the request at the moment. Please retry.",
-    504: "The replica did not answer in time. Please retry.",
+    504: "The replica did not answer in time.",
 }
-"""What HAProxy itself answers when no replica does, by status."""
+"""What HAProxy itself answers when no replica does, by status. 504 only where someone has set a time."""
 
 
 def balance() -> str:
@@ -26,11 +26,11 @@ def balance() -> str:
 
 
 def _answer(status: int, message: str) -> str:
-    error = ApiError(
-        status, message, code="service_unavailable", headers=retry_headers(GatewayConfig.retry_after_seconds)
-    )
-    headers = " ".join(f"hdr {name.decode()} {value.decode()}" for name, value in error.headers)
+    # to ask for the same again at once would not help where the time was too short
+    again = () if status == 504 else retry_headers(GatewayConfig.retry_after_seconds)
+    error = ApiError(status, message, code="service_unavailable", headers=again)
+    headers = "".join(f"hdr {name.decode()} {value.decode()} " for name, value in error.headers)
     body = json.dumps(error.payload("openai", ""))
     if "'" in body:
         raise ValueError(f"HAProxy's quotes cannot be in what they quote: {body}")
-    return f"http-error status {status} content-type application/json {headers} string '{body}'"
+    return f"http-error status {status} content-type application/json {headers}string '{body}'"

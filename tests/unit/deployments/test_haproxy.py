@@ -112,7 +112,9 @@ def test_what_haproxy_answers_itself_is_an_error_of_openais_shape(tmp_path: Path
                 client.post("/chat/completions", cast_to=object, content=BODY)
         assert failed.value.status_code == status
         assert failed.value.code == "service_unavailable"
+        assert failed.value.response.headers["content-type"] == "application/json"
         assert failed.value.response.headers["retry-after"] == "1"
+        assert failed.value.response.headers["x-should-retry"] == "true"
         said[status] = failed.value.message
     assert "No replica can take the request" in said[503]
     assert "stopped before it answered" in said[502]

@@ -34,7 +34,7 @@ def test_router_hooks_of_ray() -> None:
     assert "_choose_replicas_with_backoff" in source, "direct streaming took another way to a replica"
 
 
-def test_a_router_that_nothing_asks_is_stored_by_name() -> None:
+def test_a_router_that_haproxy_does_not_ask_is_stored_by_name() -> None:
     from ray import cloudpickle
     from ray.serve.config import RequestRouterConfig
 
@@ -53,7 +53,9 @@ def test_haproxy_sends_a_request_to_the_replica_that_has_least_and_to_another_wh
     from ray.serve._private import constants
     from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
 
-    assert constants.RAY_SERVE_HAPROXY_BALANCE_ALGORITHM == "leastconn"
+    from dflash_serve import haproxy
+
+    assert haproxy.balance().startswith("leastconn\n")
     assert '"RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"' in inspect.getsource(constants)
     assert "RAY_SERVE_HAPROXY_RETRY_ON" in inspect.getsource(constants)
     assert '"RAY_SERVE_HAPROXY_TUNE_BUFSIZE"' in inspect.getsource(constants)
