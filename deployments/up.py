@@ -38,12 +38,7 @@ HIGH_THROUGHPUT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    # A replica that stops closes its connections; a request that HAProxy had just put on one goes to another replica.
-    # For that all of it must be there first: a line of its own, which has no other place in Ray's haproxy.cfg.
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n    option http-buffer-request",
-    "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": haproxy.balance(),
-    # bytes of a request that may be sent twice, headers included; Ray's 16384 are a prompt of some 4000 tokens
-    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "131072",
+    **haproxy.variables(),
 }
 SESSION = {
     # a fresh Ray session has token authentication on; saying so makes `serve status` in the same shell settings work

