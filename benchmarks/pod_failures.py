@@ -344,9 +344,16 @@ async def kill_head(cluster: Cluster, load: Load) -> Incident:
     moment = time.monotonic()
     cluster.head.kill()
     await until(lambda: whole(cluster), "the head knows its replicas again")
+    after: dict[str, str] = {}
+
+    async def known() -> bool:
+        after.update(await cluster.replicas())
+        return bool(after)
+
+    await until(known, "the head names its replicas")
     incident = account("head killed", load, moment, await settled(load))
-    if await cluster.replicas() != before:
-        incident.words.append("replicas were replaced")
+    if replaced := sorted(before.keys() - after.keys()):
+        incident.words.append(f"replicas were replaced: {', '.join(replaced)}")
     return incident
 
 

@@ -188,8 +188,11 @@ class Pod:
             )
 
     def kill(self) -> None:
-        """All of its processes at once, as when its machine is lost."""
-        self.process.send_signal(signal.SIGKILL)
+        """All of its processes at once, as when its machine is lost; none answers any more when this returns."""
+        # the first process of the namespace ends after all others in it, and unshare after that one; to kill unshare
+        # itself would return while they die
+        for process in psutil.Process(self.process.pid).children() or [self.process]:
+            process.send_signal(signal.SIGKILL)
         self.process.wait(30)
 
     @property

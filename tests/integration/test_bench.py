@@ -38,8 +38,8 @@ def test_a_served_pair_is_measured_with_its_acceptance(server: Server, tmp_path:
         env={"PATH": "", "KEY": API_KEYS[0], "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    one, two = Report.read(tmp_path / "out.json").rows
-    for row, concurrency in ((one, 1), (two, 2)):
+    report = Report.read(tmp_path / "out.json")
+    for row, sample, concurrency in zip(report.rows, report.samples, (1, 2), strict=True):
         assert (row.task, row.concurrency, row.requests, row.failed) == ("mine", concurrency, 3, 0)
         assert row.completion_tokens == 120
         assert row.acceptance_source == "responses"
@@ -49,7 +49,9 @@ def test_a_served_pair_is_measured_with_its_acceptance(server: Server, tmp_path:
         assert sum(row.acceptance_by_position) == pytest.approx(row.acceptance_length - 1)
         assert row.gap_ms is not None
         assert row.tpot_ms is not None
-        assert row.gap_ms.p50 > row.tpot_ms.p50, "an event carries several tokens"
+        # how long apart they are read is the machine's matter; how many there are is not
+        events = sample.gaps.count + row.requests
+        assert row.requests < events < row.completion_tokens / 1.5, "an event carries several tokens"
 
 
 def test_vllm_reads_the_settings_of_our_replica_from_its_file(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import pods
+from benchmarks import pod_failures, pods
 from benchmarks.local_server import ROOT
 
 pytestmark = pytest.mark.integration
@@ -43,10 +43,10 @@ def test_serving_goes_on_while_the_head_is_away(
     (killed,) = result["incidents"]
     record_property("head killed: streams that ended meanwhile", killed["finished"])
     record_property("head killed: all as before after, seconds", killed["recovered_seconds"])
-    assert "replicas were replaced" not in killed["words"], "replicas outlive the head"
+    assert not [words for words in killed["words"] if "replaced" in words], "replicas outlive the head"
     assert killed["rejected"] == killed["lost"] == killed["refused"] == killed["truncated"] == 0, killed
     assert killed["finished"] > 0
-    assert killed["recovered_seconds"] < RECOVERY_SECONDS
+    assert pod_failures.HEAD_AWAY_SECONDS < killed["recovered_seconds"] < RECOVERY_SECONDS
 
 
 def test_one_pod_was_replaced_and_no_kubelet_would_have_restarted_another(result: dict[str, Any]) -> None:
