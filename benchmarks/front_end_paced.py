@@ -1,6 +1,7 @@
 """`dflash-serve bench overhead` on a machine without a GPU, at the pace of one.
 
     python -m benchmarks.front_end_paced --out FOLDER/NAME [--rounds 3] [--sides vllm,plain,up] [--busy-prefill]
+        [--steps]
 
 The engine is vLLM's but for the model, whose steps take what Gemma-4-31B's without a drafter take on an H200
 (`benchmarks.paced_engine`) and leave the CPU to the rest. Gemma-4's parsers are on, as in its profile. With
@@ -20,7 +21,8 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.gemma4_gpu import python_path, settings_args
+from benchmarks import engine_steps
+from benchmarks.gemma4_gpu import plugin_path, python_path, settings_args
 from benchmarks.gemma4_shapes import write_tokenizer
 from benchmarks.pace import BUSY_VARIABLE, PACE
 from dflash_serve.bench.report import Report, write
@@ -42,11 +44,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32, help="requests of a concurrency, at least")
     parser.add_argument("--spread", type=float, default=0.5, help="0: answers of one length, in bursts")
     parser.add_argument("--busy-prefill", action="store_true", help="reading a prompt keeps the CPU busy")
+    parser.add_argument("--steps", action="store_true", help="where the engines' time goes, too: NAME-steps")
     options = parser.parse_args()
     concurrency = options.concurrency or ("1" if options.busy_prefill else CONCURRENCY)
     if options.busy_prefill and concurrency != "1":
         parser.error("--busy-prefill takes as long for one prompt as for many: --concurrency 1 alone")
     out = options.out.resolve()
+    steps = out.with_name(f"{out.name}-steps")
     with tempfile.TemporaryDirectory(prefix="paced-") as name:
         folder = Path(name)
         settings = write_settings(folder)
@@ -56,6 +60,10 @@ def main() -> None:
         variables = {"PYTHONPATH": python_path(folder, "paced-engine", "0", PLATFORM)}
         if options.busy_prefill:
             variables[BUSY_VARIABLE] = "1"
+        if options.steps:
+            ours = plugin_path(folder / "ours", engine_steps.PLUGIN)
+            variables["PYTHONPATH"] = os.pathsep.join([ours, variables["PYTHONPATH"]])
+            variables[engine_steps.VARIABLE] = str(steps)
         subprocess.run(command, env=os.environ | variables, check=True)
     reading = "; reading a prompt keeps the CPU busy" if options.busy_prefill else ""
     report = Report.read(out.with_suffix(".json"))
@@ -64,6 +72,8 @@ def main() -> None:
         "settings": "Gemma-4's",
     }
     write(replace(report, about=about), out)
+    if options.steps:
+        engine_steps.show(steps)
 
 
 def write_settings(folder: Path) -> Path:

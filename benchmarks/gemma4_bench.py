@@ -17,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks import engine_steps
 from benchmarks.gemma4_gpu import plugin_path, settings_args
 from dflash_serve.bench.servers import COMMAND
 
@@ -35,7 +36,10 @@ def main() -> None:
     parser.add_argument("--profile", default="gemma4-31b-h200")
     parser.add_argument("--max-tokens", type=int, help="of an answer (speed: 256, overhead: 128)")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--steps", action="store_true", help="of overhead: where the engines' time goes, too")
     options = parser.parse_args()
+    if options.steps and options.part != "overhead":
+        parser.error("--steps goes with overhead")
     folder = options.out.resolve()
     args = settings_args(folder / "models", profile=options.profile, tiny=False)
     # the profile lets 64 run at once
@@ -68,7 +72,14 @@ def main() -> None:
         str(options.max_tokens or (256 if options.part == "speed" else 128)),
     ]
     command += ["--rounds", str(options.rounds), "--out", str(folder / f"gemma4-{options.part}")]
-    subprocess.run(command, env=os.environ | {"PYTHONPATH": plugin_path(folder)}, check=True)
+    steps = folder / "engine-steps"
+    if options.steps:
+        variables = {"PYTHONPATH": plugin_path(folder, engine_steps.PLUGIN), engine_steps.VARIABLE: str(steps)}
+    else:
+        variables = {"PYTHONPATH": plugin_path(folder)}
+    subprocess.run(command, env=os.environ | variables, check=True)
+    if options.steps:
+        engine_steps.show(steps)
 
 
 if __name__ == "__main__":
