@@ -3,7 +3,7 @@
     python -m benchmarks.engine_steps FOLDER
 
 `benchmarks.gemma4_bench overhead --steps` and `benchmarks.front_end_paced --steps` have each side's engine record its
-steps into FOLDER (`register`, in place of our plugin); this prints what they took. A prompt that is read alone is
+steps into FOLDER (`install`); this prints what they took. A prompt that is read alone is
 launched by the CPU while nothing else keeps the GPU busy, so what the CPU loses there is added to the TTFT.
 """
 
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 VARIABLE = "DFLASH_ENGINE_STEPS"
 """Of the environment: the folder into which an engine records."""
-PLUGIN = "benchmarks.engine_steps:register"
+ENGINE = {"worker_extension_cls": "benchmarks.engine_recorder.Extension"}
+"""Engine settings with which an engine records, if it runs the model in its own process."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,25 @@ class Moment:
     """Ready to run, but another thread had the core."""
     preempted: int
 
-    @classmethod
-    def now(cls) -> Moment:
+
+class Clock:
+    """Of the thread that makes it; a reading takes microseconds, of which a step has two."""
+
+    def __init__(self) -> None:
+        try:
+            self._scheduling = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+        except OSError:
+            self._scheduling = -1
+
+    def now(self) -> Moment:
         usage = resource.getrusage(resource.RUSAGE_THREAD)
-        return cls(time.perf_counter(), time.thread_time(), _queued_seconds(), usage.ru_nivcsw)
+        return Moment(time.perf_counter(), time.thread_time(), self._queued_seconds(), usage.ru_nivcsw)
 
-
-def _queued_seconds() -> float:
-    """Linux's, nanoseconds in the second field; 0 where it is not kept."""
-    try:
-        with open("/proc/thread-self/schedstat", "rb") as file:
-            return int(file.read().split()[1]) / 1e9
-    except (OSError, IndexError, ValueError):
-        return 0.0
+    def _queued_seconds(self) -> float:
+        """Linux's, nanoseconds in the second field; 0 where it is not kept."""
+        if self._scheduling < 0:
+            return 0.0
+        return int(os.pread(self._scheduling, 64, 0).split()[1]) / 1e9
 
 
 @dataclass
@@ -128,16 +135,8 @@ class Recorder:
     def _write(self, step: Step) -> None:
         rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in vars(step).items()}
         self._file.write(json.dumps(rounded) + "\n")
-        self._file.flush()
-
-
-def register() -> None:
-    """Our plugin for vLLM, and the recorder in the process that has the engine (`vllm.general_plugins`)."""
-    from dflash_serve.vllm_ext import plugin
-
-    plugin.register()
-    if (folder := os.environ.get(VARIABLE)) is not None:
-        install(Path(folder))
+        if step.new:
+            self._file.flush()
 
 
 def install(folder: Path) -> None:
@@ -174,12 +173,15 @@ def install(folder: Path) -> None:
 
 def _time_launches(executor: Any, recorder: Recorder) -> None:
     execute = executor.execute_model
+    clock: Clock | None = None
 
     def execute_model(scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
-        before = Moment.now()
+        nonlocal clock
+        clock = clock or Clock()
+        before = clock.now()
         result = execute(scheduler_output, *args, **kwargs)
         if scheduler_output.total_num_scheduled_tokens:
-            recorder.launched(scheduler_output, before, Moment.now())
+            recorder.launched(scheduler_output, before, clock.now())
         return result
 
     executor.execute_model = execute_model

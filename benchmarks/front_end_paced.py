@@ -16,13 +16,14 @@ import json
 import os
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
 from benchmarks import engine_steps
-from benchmarks.gemma4_gpu import plugin_path, python_path, settings_args
+from benchmarks.gemma4_gpu import python_path, settings_args
 from benchmarks.gemma4_shapes import write_tokenizer
 from benchmarks.pace import BUSY_VARIABLE, PACE
 from dflash_serve.bench.report import Report, write
@@ -53,17 +54,16 @@ def main() -> None:
     steps = out.with_name(f"{out.name}-steps")
     with tempfile.TemporaryDirectory(prefix="paced-") as name:
         folder = Path(name)
-        settings = write_settings(folder)
+        settings = write_settings(folder, engine_steps.ENGINE if options.steps else {})
         command = [*COMMAND, "bench", "overhead", "--settings", str(settings), "--max-tokens", "64"]
         command += ["--sides", options.sides, "--concurrency", concurrency, "--samples", str(options.samples)]
         command += ["--rounds", str(options.rounds), "--spread", str(options.spread), "--out", str(out)]
-        variables = {"PYTHONPATH": python_path(folder, "paced-engine", "0", PLATFORM)}
+        variables = {
+            "PYTHONPATH": python_path(folder, "paced-engine", "0", PLATFORM),
+            engine_steps.VARIABLE: str(steps),
+        }
         if options.busy_prefill:
             variables[BUSY_VARIABLE] = "1"
-        if options.steps:
-            ours = plugin_path(folder / "ours", engine_steps.PLUGIN)
-            variables["PYTHONPATH"] = os.pathsep.join([ours, variables["PYTHONPATH"]])
-            variables[engine_steps.VARIABLE] = str(steps)
         subprocess.run(command, env=os.environ | variables, check=True)
     reading = "; reading a prompt keeps the CPU busy" if options.busy_prefill else ""
     report = Report.read(out.with_suffix(".json"))
@@ -76,7 +76,7 @@ def main() -> None:
         engine_steps.show(steps)
 
 
-def write_settings(folder: Path) -> Path:
+def write_settings(folder: Path, engine: Mapping[str, str]) -> Path:
     """A tiny model that is loaded and never asked, with as many words as prompts need, and the settings around it."""
     args = settings_args(folder / "models", profile="smollm2-cpu", tiny=True)
     target = Path(args["target"])
@@ -88,6 +88,7 @@ def write_settings(folder: Path) -> Path:
         "max_num_seqs": MOST_AT_ONCE,
         "max_num_batched_tokens": 8192,
         "enforce_eager": True,
+        **engine,
     }
     args |= {"speculation": {"mode": "off"}, "limits": {"max_concurrent_requests": MOST_AT_ONCE}}
     path = folder / "paced.yaml"

@@ -41,12 +41,15 @@ def main() -> None:
     if options.steps and options.part != "overhead":
         parser.error("--steps goes with overhead")
     folder = options.out.resolve()
+    steps = folder / "engine-steps"
     args = settings_args(folder / "models", profile=options.profile, tiny=False)
     # the profile lets 64 run at once
     args["engine"] |= {"max_num_seqs": MOST_AT_ONCE, "max_model_len": 8192}
     args["limits"] = {"max_concurrent_requests": MOST_AT_ONCE}
     if options.part == "overhead":
         args["speculation"] = {"mode": "off"}
+    if options.steps:
+        args["engine"] |= engine_steps.ENGINE
     settings = folder / "gemma4-shapes.yaml"
     settings.write_text(yaml.safe_dump(args))
     command = [*COMMAND, "bench"]
@@ -72,11 +75,7 @@ def main() -> None:
         str(options.max_tokens or (256 if options.part == "speed" else 128)),
     ]
     command += ["--rounds", str(options.rounds), "--out", str(folder / f"gemma4-{options.part}")]
-    steps = folder / "engine-steps"
-    if options.steps:
-        variables = {"PYTHONPATH": plugin_path(folder, engine_steps.PLUGIN), engine_steps.VARIABLE: str(steps)}
-    else:
-        variables = {"PYTHONPATH": plugin_path(folder)}
+    variables = {"PYTHONPATH": plugin_path(folder), engine_steps.VARIABLE: str(steps)}
     subprocess.run(command, env=os.environ | variables, check=True)
     if options.steps:
         engine_steps.show(steps)

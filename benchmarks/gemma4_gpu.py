@@ -89,16 +89,10 @@ def settings_args(folder: Path, *, profile: str, tiny: bool) -> dict[str, Any]:
     return args | {"profile": "smollm2-cpu", "engine": engine}
 
 
-def plugin_path(folder: Path, register: str | None = None) -> str:
-    """PYTHONPATH with which vLLM finds our plugins, also from a checkout that is not installed.
-
-    `register`: stands in for ours of that group, as `module:function`; it comes before an installed one.
-    """
+def plugin_path(folder: Path) -> str:
+    """PYTHONPATH with which vLLM finds our plugins, also from a checkout that is not installed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    entry_points = project["entry-points"]
-    if register is not None:
-        entry_points |= {"vllm.general_plugins": {"dflash_serve": register}}
-    return python_path(folder, "dflash-serve", project["version"], entry_points)
+    return python_path(folder, "dflash-serve", project["version"], project["entry-points"])
 
 
 def python_path(folder: Path, name: str, version: str, entry_points: Mapping[str, Mapping[str, str]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import engine_steps
-from benchmarks.engine_steps import KINDS, Moment, Recorder, Step, read
+from benchmarks.engine_steps import KINDS, Clock, Moment, Recorder, Step, read
 from dflash_serve.bench.overhead import HIGH_THROUGHPUT, PLAIN, VLLM
 
 NOW = Moment(at=100.0, cpu=5.0, queued=1.0, preempted=3)
@@ -52,12 +53,16 @@ def test_a_prompt_counts_from_its_arrival_to_its_first_token(tmp_path: Path, clo
     clock[0] = 100.060
     recorder.launched(scheduled([], {"a": 1}), replace(NOW, at=100.049), replace(LATER, at=100.051))
     recorder.answered(["a"])
-    prompt, answer = read(tmp_path)[VLLM].steps
+    recorder.arrived("b")
+    recorder.launched(scheduled(["b"], {"a": 1, "b": 9}), NOW, LATER)
+    recorder.answered(["a", "b"])
+    prompt, answer, both = read(tmp_path)[VLLM].steps
     assert (prompt.requests, prompt.new, prompt.tokens, prompt.preempted) == (1, 1, 118, 2)
     assert [prompt.launch_ms, prompt.cpu_ms, prompt.queued_ms] == pytest.approx([30, 20, 4])
     assert [prompt.waited_ms, prompt.first_token_ms] == pytest.approx([2, 50])
     assert (answer.requests, answer.new, answer.tokens, answer.waited_ms) == (1, 0, 1, None)
     assert answer.launch_ms == pytest.approx(2)
+    assert (both.requests, both.new, both.tokens) == (2, 1, 10)
 
 
 def test_steps_are_told_apart_by_what_they_do(tmp_path: Path) -> None:
@@ -78,6 +83,32 @@ def test_steps_are_told_apart_by_what_they_do(tmp_path: Path) -> None:
 )
 def test_an_engine_knows_its_side(environment: dict[str, str], side: str) -> None:
     assert engine_steps._side(environment) == side
+
+
+def test_the_threads_clock_counts_its_own_time() -> None:
+    clock = Clock()
+    before = clock.now()
+    while clock.now().cpu < before.cpu + 0.002:
+        pass
+    after = clock.now()
+    assert after.at - before.at >= 0.002
+    assert after.queued >= before.queued >= 0
+
+
+def test_vllm_has_what_the_recorder_stands_in_for() -> None:
+    """vllm/v1/engine/core.py and executor/abstract.py; a request's id, the tokens of an output."""
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
+    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.executor.abstract import Executor
+
+    assert list(signature(EngineCore.preprocess_add_request).parameters) == ["self", "request"]
+    assert all(
+        list(signature(step).parameters) == ["self"] for step in (EngineCore.step, EngineCore.step_with_batch_queue)
+    )
+    assert "scheduler_output" in signature(Executor.execute_model).parameters
+    assert "request_id" in EngineCoreRequest.__struct_fields__
+    assert "outputs" in EngineCoreOutputs.__struct_fields__
+    assert {"request_id", "new_token_ids"} <= set(EngineCoreOutput.__struct_fields__)
 
 
 def test_without_a_recording_it_says_so(tmp_path: Path) -> None:
