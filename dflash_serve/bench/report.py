@@ -35,6 +35,8 @@ BUSY_CLIENT = 0.7
 """CPU share of the load generator's one thread above which it may be what was measured."""
 BUSY_OTHERS = 0.25
 """Cores that something else may take without a word."""
+TOGETHER = 0.1
+"""Share of a cell's events that may be read together without a word."""
 COST_COLUMNS = (
     "at once",
     "side",
@@ -227,6 +229,14 @@ def _notes(report: Report) -> list[str]:
         notes.append(
             f"DISTURBED: something else on the machine kept {statistics.mean(others):.1f} cores busy on average, "
             f"{max(others):.1f} in one cell; speeds and times are not those of a machine of one's own."
+        )
+    together = [sample.together for sample in report.samples]
+    if many := sum(share > TOGETHER for share in together):
+        notes.append(
+            f"BUNCHED: in {many} of {len(together)} cells more than a tenth of the events were read together with the "
+            f"one before ({max(together):.0%} in one). The load generator found no core when they came, as where the "
+            "engine keeps all busy, or the server hands over several at once. Tokens/s hold; there TTFT may be too "
+            "long, and the median of ITL is too short."
         )
     return notes
 

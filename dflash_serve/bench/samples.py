@@ -13,6 +13,8 @@ from dflash_serve.speculation.acceptance import AcceptanceCounts
 STEP = 1.005
 """Ratio of neighbouring bins: a percentile is right within 0.25 %."""
 SMALLEST_SECONDS = 1e-6
+TOGETHER_SECONDS = 1e-4
+"""Events that are read in less lay there: no engine makes a step in it, nor do packets come so close by chance."""
 
 
 class LatencyHistogram:
@@ -30,6 +32,11 @@ class LatencyHistogram:
     @property
     def count(self) -> int:
         return self.bins.total()
+
+    def share_below(self, seconds: float) -> float:
+        """Of the times; 0 without any."""
+        below = sum(count for bin_, count in self.bins.items() if SMALLEST_SECONDS * STEP**bin_ < seconds)
+        return below / self.count if self.bins else 0.0
 
     def percentile(self, percent: float) -> float | None:
         """Seconds that `percent` of the times do not exceed; None without times."""
@@ -85,6 +92,11 @@ class Sample:
     @property
     def good(self) -> list[Request]:
         return [request for request in self.requests if request.error is None]
+
+    @property
+    def together(self) -> float:
+        """Share of the events after a stream's first that were read together with the one before."""
+        return self.gaps.share_below(TOGETHER_SECONDS)
 
     @property
     def completion_tokens(self) -> int:

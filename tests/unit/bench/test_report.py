@@ -56,6 +56,7 @@ def test_a_report_holds_the_cards_figures_beside_ours_and_is_made_from_its_json(
     assert "- model: a-model" in text
     assert "load generator was busy 80%" in text
     assert "DISTURBED: something else on the machine kept 0.5 cores busy on average, 1.0 in one cell" in text
+    assert "BUNCHED" not in text
     # 101 tokens in 8 and 9 s, against 20 and 21 s; the card says 4.5 and 7.50 at 8 requests
     row = next(line for line in text.splitlines() if "| K=3 |" in line)
     cells = ["11.9 (11.2–12.6)", "2.42 (2.33–2.50)", "4.5", "2.50", "7.50", "3.0"]
@@ -64,6 +65,17 @@ def test_a_report_holds_the_cards_figures_beside_ours_and_is_made_from_its_json(
     page = (tmp_path / "two.html").read_text()
     assert page.count("<svg") == 3
     assert "&lt;a machine&gt;" in page
+
+
+def test_a_report_tells_where_events_were_read_in_bunches() -> None:
+    samples = measured()
+    samples[1].gaps.add_all([0.00001] * 9 + [0.0002] * 30)
+    samples[3].gaps.add_all([0.00001] * 150)
+    text = markdown(Report(RUN, {"date": "2026-01-01"}, False, "AR", samples), [])
+    assert "BUNCHED: in 2 of 4 cells more than a tenth of the events" in text
+    assert "(75% in one)" in text
+    samples[1].gaps.add_all([0.1] * 2)
+    assert "BUNCHED: in 1 of 4 cells" in markdown(Report(RUN, {"date": "2026-01-01"}, False, "AR", samples), [])
 
 
 def test_a_report_leaves_out_times_that_streams_did_not_show(tmp_path: Path) -> None:
