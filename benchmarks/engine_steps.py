@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dflash_serve.bench.overhead import HIGH_THROUGHPUT, PLAIN, VLLM
-from dflash_serve.bench.summary import Percentiles
+from dflash_serve.bench.summary import percentile
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -232,11 +232,11 @@ def read(folder: Path) -> dict[str, Side]:
 
 
 def figures(steps: list[Step]) -> dict[str, str]:
-    """Of some steps: medians, and 90th percentiles where they tell more."""
+    """Of some steps: medians, 10th and 90th percentiles."""
 
     def spread(values: Iterable[float]) -> str:
-        found = Percentiles.of(values)
-        return "" if found is None else f"{found.p50:.2f} ({found.p90:.2f})"
+        found = sorted(values)
+        return "{1:.2f} ({0:.2f} to {2:.2f})".format(*(percentile(found, p) for p in (10, 50, 90))) if found else ""
 
     others = [s.launch_ms - s.cpu_ms - s.queued_ms for s in steps]
     return {
@@ -268,7 +268,7 @@ KINDS: dict[str, Callable[[Step], bool]] = {
 
 def table(kind: str, steps: Mapping[str, list[Step]]) -> Table:
     """The steps of a kind, a column a side."""
-    shape = Table(title=f"{kind}: ms, median (90th percentile)", title_justify="left")
+    shape = Table(title=f"{kind}: ms, median (10th to 90th percentile)", title_justify="left")
     shape.add_column("")
     for side in steps:
         shape.add_column(side, justify="right")

@@ -10,21 +10,15 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-import torch
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from benchmarks.pace import BUSY_VARIABLE, PACE
+from benchmarks.pace import BUSY_VARIABLE, PACE, keep_busy
 from dflash_serve.speculation.step_cost import StepCosts, load
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
-
-
-BUSY_OPERATIONS = 12000
-"""Of a tensor of 256 numbers each: a step that the CPU paces, as it does a GPU's that has little to compute for each of
-many launches. Some 40 ms."""
 
 
 class InProcessExecutor(UniProcExecutor):
@@ -55,13 +49,6 @@ class Lengths:
 def step_seconds(costs: StepCosts, requests: int, tokens: int) -> float:
     """Of a step without drafts: one token a request, the rest of them prompts'."""
     return costs.step_seconds(requests, 0) + costs.token_seconds * max(tokens - requests, 0)
-
-
-def keep_busy() -> None:
-    """Take `BUSY_OPERATIONS`' time of the CPU, in Python and torch."""
-    numbers = torch.ones(16, 16)
-    for _ in range(BUSY_OPERATIONS // 2):
-        numbers = (numbers + 1) * 0.5
 
 
 class PacedWorker(CPUWorker):

@@ -1,0 +1,31 @@
+"""The same work again and again, beside a server that is suspended in turn."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from benchmarks.host_speed import Repetitions, suspended
+
+
+def test_what_took_longer_than_the_quick_ones_was_slowed() -> None:
+    text = str(Repetitions(wall=[36.0] * 15 + [54.0] * 5, cpu=[35.0] * 15 + [53.0] * 5))
+    assert text.startswith("20 times, ms: 10th percentile 36.0, median 36.0, 90th 54.0, largest 54.0")
+    assert "CPU time: median 35.0, 90th 53.0" in text
+    assert "25% took more than 1.2 times the 10th percentile" in text
+
+
+def test_a_server_is_suspended_with_all_that_it_started_and_goes_on_after(request: pytest.FixtureRequest) -> None:
+    child = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
+    server = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE, text=True)
+    request.addfinalizer(server.wait)
+    request.addfinalizer(server.kill)
+    assert server.stdout is not None
+    processes = [psutil.Process(server.pid), psutil.Process(int(server.stdout.readline()))]
+    request.addfinalizer(processes[1].kill)
+    with suspended(server.pid):
+        assert {process.status() for process in processes} == {psutil.STATUS_STOPPED}
+    assert psutil.STATUS_STOPPED not in {process.status() for process in processes}
