@@ -2,9 +2,9 @@
 
     python -m benchmarks.engine_steps FOLDER
 
-`benchmarks.gemma4_bench overhead --steps` and `benchmarks.front_end_paced --steps` have each side's engine record its
-steps into FOLDER (`install`); this prints what they took. A prompt that is read alone is
-launched by the CPU while nothing else keeps the GPU busy, so what the CPU loses there is added to the TTFT.
+With `--engine-steps`, `benchmarks.gemma4_bench overhead` and `benchmarks.front_end_paced` have the engine of each side
+record its steps into FOLDER (`install`); this prints what they took. A prompt that is read alone is launched by the CPU
+while nothing else keeps the GPU busy, so what the CPU loses there is added to the TTFT.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any, TextIO
@@ -34,16 +34,17 @@ VARIABLE = "DFLASH_ENGINE_STEPS"
 """Of the environment: the folder into which an engine records."""
 ENGINE = {"worker_extension_cls": "benchmarks.engine_recorder.Extension"}
 """Engine settings with which an engine records, if it runs the model in its own process."""
+FILES = "steps-*.jsonl"
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Of the calling thread. Seconds."""
+    """Of a thread. Seconds."""
 
     at: float
     cpu: float
     queued: float
-    """Ready to run, but another thread had the core."""
+    """Ready to run, but another thread had the core; NaN where Linux does not count it."""
     preempted: int
 
 
@@ -61,10 +62,34 @@ class Clock:
         return Moment(time.perf_counter(), time.thread_time(), self._queued_seconds(), usage.ru_nivcsw)
 
     def _queued_seconds(self) -> float:
-        """Linux's, nanoseconds in the second field; 0 where it is not kept."""
+        """Linux's, nanoseconds in the second field."""
         if self._scheduling < 0:
-            return 0.0
+            return float("nan")
         return int(os.pread(self._scheduling, 64, 0).split()[1]) / 1e9
+
+
+@dataclass(frozen=True)
+class Span:
+    """What the engine's thread did in a time. Milliseconds."""
+
+    took_ms: float
+    cpu_ms: float
+    queued_ms: float
+    preempted: int
+
+    @classmethod
+    def of(cls, before: Moment, after: Moment) -> Span:
+        return cls(
+            1000 * (after.at - before.at),
+            1000 * (after.cpu - before.cpu),
+            1000 * (after.queued - before.queued),
+            after.preempted - before.preempted,
+        )
+
+    @property
+    def asleep_ms(self) -> float:
+        """Neither running nor ready to."""
+        return self.took_ms - self.cpu_ms - self.queued_ms
 
 
 @dataclass
@@ -75,68 +100,87 @@ class Step:
     new: int
     """Requests of it whose prompts it begins to read."""
     tokens: int
-    launch_ms: float
-    """Until the engine's thread has handed everything to the device."""
-    cpu_ms: float
-    """The thread's CPU time of that."""
-    queued_ms: float
-    """Of it, the time that the thread waited for a core."""
-    preempted: int
+    launch: Span
+    """The model's call: with a GPU, until all of it but the sampling is handed over."""
     waited_ms: float | None = None
-    """From a new request's arrival in the engine's process to the launch; None without a new one."""
-    first_token_ms: float | None = None
-    """From that arrival until the engine has the request's first token."""
+    """From the first new request's arrival in the engine's process to the launch; None without a new one."""
+    answer: Span | None = None
+    """From there to the first token of one: the sampling, the next step's launch where several are under way at once,
+    and the device's time. None without a new request."""
 
     @property
-    def alone(self) -> bool:
-        """It reads one prompt, and does nothing else."""
-        return self.new == self.requests == 1
+    def first_token_ms(self) -> float | None:
+        """From the first arrival."""
+        if self.waited_ms is None or self.answer is None:
+            return None
+        return self.waited_ms + self.launch.took_ms + self.answer.took_ms
+
+    @classmethod
+    def from_json(cls, line: str) -> Step:
+        values = json.loads(line)
+        launch, answer = values.pop("launch"), values.pop("answer")
+        return cls(**values, launch=Span(**launch), answer=answer and Span(**answer))
 
 
 class Recorder:
     """The engine's thread calls all but `arrived`."""
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: TextIO, now: Callable[[], Moment] | None = None) -> None:
         self._file = file
+        self._now = now
         self._arrivals: dict[str, float] = {}
-        self._unanswered: dict[str, Step] = {}
+        self._unanswered: dict[str, tuple[Step, Moment]] = {}
 
-    def arrived(self, request_id: str) -> None:
-        """The thread that reads requests from the front end has one."""
-        self._arrivals[request_id] = time.perf_counter()
+    def now(self) -> Moment:
+        """Of the engine's thread."""
+        if self._now is None:
+            self._now = Clock().now
+        return self._now()
+
+    def arrived(self, request_id: str, at: float) -> None:
+        """The thread that reads requests from the front end has one, since `at`."""
+        self._arrivals[request_id] = at
 
     def launched(self, scheduled: SchedulerOutput, before: Moment, after: Moment) -> None:
-        """A step that computes something, its launch from `before` to `after`."""
-        new = [request.req_id for request in scheduled.scheduled_new_reqs]
+        """A step's model was called, from `before` to `after`."""
+        for request in scheduled.finished_req_ids:
+            self._arrivals.pop(request, None)
+            self._unanswered.pop(request, None)
+        if not scheduled.total_num_scheduled_tokens:
+            return
+        # one that comes again, having been preempted, is not new: its arrival is gone
+        new = [request.req_id for request in scheduled.scheduled_new_reqs if request.req_id in self._arrivals]
         step = Step(
             requests=len(scheduled.num_scheduled_tokens),
             new=len(new),
             tokens=scheduled.total_num_scheduled_tokens,
-            launch_ms=1000 * (after.at - before.at),
-            cpu_ms=1000 * (after.cpu - before.cpu),
-            queued_ms=1000 * (after.queued - before.queued),
-            preempted=after.preempted - before.preempted,
+            launch=Span.of(before, after),
         )
-        known = [request for request in new if request in self._arrivals]
-        if known:
-            step.waited_ms = 1000 * (before.at - min(self._arrivals[request] for request in known))
-            self._unanswered |= dict.fromkeys(known, step)
+        if new:
+            step.waited_ms = 1000 * (before.at - min(self._arrivals.pop(request) for request in new))
+            self._unanswered |= dict.fromkeys(new, (step, after))
         else:
             self._write(step)
 
     def answered(self, request_ids: Iterable[str]) -> None:
         """The engine has tokens of these requests."""
         for request in self._unanswered.keys() & set(request_ids):
-            step, arrived = self._unanswered.pop(request), self._arrivals.pop(request)
-            if step.first_token_ms is None:
-                step.first_token_ms = 1000 * (time.perf_counter() - arrived)
+            step, launched = self._unanswered.pop(request)
+            if step.answer is None:
+                step.answer = Span.of(launched, self.now())
                 self._write(step)
 
     def _write(self, step: Step) -> None:
-        rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in vars(step).items()}
-        self._file.write(json.dumps(rounded) + "\n")
+        self._file.write(json.dumps(asdict(step)) + "\n")
         if step.new:
             self._file.flush()
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder, and take away what an earlier run recorded there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob(FILES):
+        file.unlink()
 
 
 def install(folder: Path) -> None:
@@ -150,11 +194,13 @@ def install(folder: Path) -> None:
 
     def preprocess_add_request(self: EngineCore, request: Any) -> Any:
         nonlocal recorder
+        at = time.perf_counter()
+        result = preprocess(self, request)
         if recorder is None:
             recorder = Recorder(_open(folder))
             _time_launches(self.model_executor, recorder)
-        recorder.arrived(request.request_id)
-        return preprocess(self, request)
+        recorder.arrived(request.request_id, at)
+        return result
 
     def recorded(step: Callable[[EngineCore], Any]) -> Callable[[EngineCore], Any]:
         def run(self: EngineCore) -> Any:
@@ -167,21 +213,17 @@ def install(folder: Path) -> None:
 
     for name in ("step", "step_with_batch_queue"):
         setattr(EngineCore, name, recorded(getattr(EngineCore, name)))
-    setattr(EngineCore, preprocess.__name__, preprocess_add_request)
+    setattr(EngineCore, "preprocess_add_request", preprocess_add_request)  # noqa: B010  mypy: a method
     setattr(EngineCore, VARIABLE, True)
 
 
 def _time_launches(executor: Any, recorder: Recorder) -> None:
     execute = executor.execute_model
-    clock: Clock | None = None
 
     def execute_model(scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
-        nonlocal clock
-        clock = clock or Clock()
-        before = clock.now()
+        before = recorder.now()
         result = execute(scheduler_output, *args, **kwargs)
-        if scheduler_output.total_num_scheduled_tokens:
-            recorder.launched(scheduler_output, before, clock.now())
+        recorder.launched(scheduler_output, before, recorder.now())
         return result
 
     executor.execute_model = execute_model
@@ -190,7 +232,7 @@ def _time_launches(executor: Any, recorder: Recorder) -> None:
 def _open(folder: Path) -> TextIO:
     """A file for this process's engine; its first line says which side it is."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / f"steps-{os.getpid()}.jsonl").open("w", encoding="utf-8")
+    file = (folder / FILES.replace("*", str(os.getpid()))).open("w", encoding="utf-8")
     about = {
         "side": _side(os.environ),
         "cores": len(os.sched_getaffinity(0)),
@@ -198,6 +240,7 @@ def _open(folder: Path) -> TextIO:
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
     }
     file.write(json.dumps(about) + "\n")
+    file.flush()
     return file
 
 
@@ -217,17 +260,16 @@ class Side:
 
 
 def read(folder: Path) -> dict[str, Side]:
-    """By side, in the order of their names. FileNotFoundError without a recording."""
+    """By side, `vllm serve` first. FileNotFoundError without a recording."""
     sides: dict[str, Side] = {}
-    files = sorted(folder.glob("steps-*.jsonl"), key=lambda file: int(re.sub(r"\D", "", file.stem)))
-    for file in files:
+    for file in sorted(folder.glob(FILES), key=lambda file: int(re.sub(r"\D", "", file.stem))):
         first, *lines = file.read_text(encoding="utf-8").splitlines()
         about = json.loads(first)
         side = sides.setdefault(about["side"], Side())
         side.about.append(about)
-        side.steps += [Step(**json.loads(line)) for line in lines]
+        side.steps += map(Step.from_json, lines)
     if not sides:
-        raise FileNotFoundError(f"{folder}: no steps-*.jsonl there; did an engine record?")
+        raise FileNotFoundError(f"{folder}: no {FILES} there; an engine records that has its model in its own process")
     return dict(sorted(sides.items(), reverse=True))
 
 
@@ -236,33 +278,35 @@ def figures(steps: list[Step]) -> dict[str, str]:
 
     def spread(values: Iterable[float]) -> str:
         found = sorted(values)
-        return "{1:.2f} ({0:.2f} to {2:.2f})".format(*(percentile(found, p) for p in (10, 50, 90))) if found else ""
+        if not found or any(value != value for value in found):
+            return ""
+        return "{1:.2f} ({0:.2f} to {2:.2f})".format(*(percentile(found, p) for p in (10, 50, 90)))
 
-    others = [s.launch_ms - s.cpu_ms - s.queued_ms for s in steps]
+    launches = [step.launch for step in steps]
+    answers = [step.answer for step in steps if step.answer is not None]
     return {
         "steps": str(len(steps)),
         "tokens a step": f"{median(s.tokens for s in steps):.0f}" if steps else "",
         "arrival to launch": spread(s.waited_ms for s in steps if s.waited_ms is not None),
-        "launch": spread(s.launch_ms for s in steps),
-        "CPU time of it": spread(s.cpu_ms for s in steps),
-        "waiting for a core": spread(s.queued_ms for s in steps),
-        "else (asleep)": spread(others),
-        "preempted, a step": f"{mean(s.preempted for s in steps):.2f}" if steps else "",
-        "launch to first token": spread(
-            s.first_token_ms - s.waited_ms - s.launch_ms
-            for s in steps
-            if s.first_token_ms is not None and s.waited_ms is not None
-        ),
+        "launch": spread(span.took_ms for span in launches),
+        "  running": spread(span.cpu_ms for span in launches),
+        "  waiting for a core": spread(span.queued_ms for span in launches),
+        "  asleep": spread(span.asleep_ms for span in launches),
+        "  preempted, a step": f"{mean(span.preempted for span in launches):.2f}" if steps else "",
+        "launch to first token": spread(span.took_ms for span in answers),
+        "  running ": spread(span.cpu_ms for span in answers),
+        "  waiting for a core ": spread(span.queued_ms for span in answers),
         "arrival to first token": spread(s.first_token_ms for s in steps if s.first_token_ms is not None),
     }
 
 
 KINDS: dict[str, Callable[[Step], bool]] = {
-    "a prompt alone": lambda step: step.alone,
+    "a prompt alone": lambda step: step.new == step.requests == 1,
     "several prompts alone": lambda step: step.new == step.requests > 1,
-    "prompts beside answers": lambda step: 0 < step.new < step.requests,
-    "one answer": lambda step: step.requests == 1 and not step.new,
-    "several answers": lambda step: step.requests > 1 and not step.new,
+    "prompts beside others": lambda step: 0 < step.new < step.requests,
+    "one token": lambda step: not step.new and step.tokens == 1,
+    "a token each": lambda step: not step.new and step.tokens == step.requests > 1,
+    "drafts, or what is left of prompts": lambda step: not step.new and step.tokens > step.requests,
 }
 
 
@@ -274,30 +318,34 @@ def table(kind: str, steps: Mapping[str, list[Step]]) -> Table:
         shape.add_column(side, justify="right")
     columns = [figures(of_side) for of_side in steps.values()]
     for row in columns[0]:
-        shape.add_row(row, *(column[row] for column in columns))
+        if any(column[row] for column in columns):
+            shape.add_row(row, *(column[row] for column in columns))
     return shape
 
 
-def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
+def show(folder: Path) -> bool:
+    """Print what is recorded in `folder`, or that nothing is; whether something is."""
+    console = Console(width=None if sys.stdout.isatty() else 240, highlight=False)
     try:
-        show(Path(sys.argv[1]))
+        sides = read(folder)
     except FileNotFoundError as error:
-        sys.exit(str(error))
-
-
-def show(folder: Path) -> None:
-    """Print what is recorded in `folder`. FileNotFoundError without a recording."""
-    sides = read(folder)
-    console = Console(width=None if sys.stdout.isatty() else 240)
+        console.print(str(error), markup=False)
+        return False
     for kind, belongs in KINDS.items():
         chosen = {name: [step for step in side.steps if belongs(step)] for name, side in sides.items()}
         if any(chosen.values()):
             console.print(table(kind, chosen))
     for side in sides.values():
         for about in side.about:
-            console.print(str(about), markup=False, highlight=False)
+            console.print(str(about), markup=False)
+    return True
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    if not show(Path(sys.argv[1])):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

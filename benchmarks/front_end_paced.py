@@ -1,7 +1,7 @@
 """`dflash-serve bench overhead` on a machine without a GPU, at the pace of one.
 
     python -m benchmarks.front_end_paced --out FOLDER/NAME [--rounds 3] [--sides vllm,plain,up] [--busy-prefill]
-        [--steps]
+        [--engine-steps]
 
 The engine is vLLM's but for the model, whose steps take what Gemma-4-31B's without a drafter take on an H200
 (`benchmarks.paced_engine`) and leave the CPU to the rest. Gemma-4's parsers are on, as in its profile. With
@@ -45,16 +45,18 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32, help="requests of a concurrency, at least")
     parser.add_argument("--spread", type=float, default=0.5, help="0: answers of one length, in bursts")
     parser.add_argument("--busy-prefill", action="store_true", help="reading a prompt keeps the CPU busy")
-    parser.add_argument("--steps", action="store_true", help="where the engines' time goes, too: NAME-steps")
+    parser.add_argument("--engine-steps", action="store_true", help="where the engines' time goes, too: NAME-steps")
     options = parser.parse_args()
     concurrency = options.concurrency or ("1" if options.busy_prefill else CONCURRENCY)
     if options.busy_prefill and concurrency != "1":
         parser.error("--busy-prefill takes as long for one prompt as for many: --concurrency 1 alone")
     out = options.out.resolve()
     steps = out.with_name(f"{out.name}-steps")
+    if options.engine_steps:
+        engine_steps.prepare(steps)
     with tempfile.TemporaryDirectory(prefix="paced-") as name:
         folder = Path(name)
-        settings = write_settings(folder, engine_steps.ENGINE if options.steps else {})
+        settings = write_settings(folder, engine_steps.ENGINE if options.engine_steps else {})
         command = [*COMMAND, "bench", "overhead", "--settings", str(settings), "--max-tokens", "64"]
         command += ["--sides", options.sides, "--concurrency", concurrency, "--samples", str(options.samples)]
         command += ["--rounds", str(options.rounds), "--spread", str(options.spread), "--out", str(out)]
@@ -72,7 +74,7 @@ def main() -> None:
         "settings": "Gemma-4's",
     }
     write(replace(report, about=about), out)
-    if options.steps:
+    if options.engine_steps:
         engine_steps.show(steps)
 
 

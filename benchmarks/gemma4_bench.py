@@ -36,10 +36,10 @@ def main() -> None:
     parser.add_argument("--profile", default="gemma4-31b-h200")
     parser.add_argument("--max-tokens", type=int, help="of an answer (speed: 256, overhead: 128)")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--steps", action="store_true", help="of overhead: where the engines' time goes, too")
+    parser.add_argument("--engine-steps", action="store_true", help="of overhead: where the engines' time goes, too")
     options = parser.parse_args()
-    if options.steps and options.part != "overhead":
-        parser.error("--steps goes with overhead")
+    if options.engine_steps and options.part != "overhead":
+        parser.error("--engine-steps goes with overhead")
     folder = options.out.resolve()
     steps = folder / "engine-steps"
     args = settings_args(folder / "models", profile=options.profile, tiny=False)
@@ -48,7 +48,8 @@ def main() -> None:
     args["limits"] = {"max_concurrent_requests": MOST_AT_ONCE}
     if options.part == "overhead":
         args["speculation"] = {"mode": "off"}
-    if options.steps:
+    if options.engine_steps:
+        engine_steps.prepare(steps)
         args["engine"] |= engine_steps.ENGINE
     settings = folder / "gemma4-shapes.yaml"
     settings.write_text(yaml.safe_dump(args))
@@ -77,7 +78,7 @@ def main() -> None:
     command += ["--rounds", str(options.rounds), "--out", str(folder / f"gemma4-{options.part}")]
     variables = {"PYTHONPATH": plugin_path(folder), engine_steps.VARIABLE: str(steps)}
     subprocess.run(command, env=os.environ | variables, check=True)
-    if options.steps:
+    if options.engine_steps:
         engine_steps.show(steps)
 
 

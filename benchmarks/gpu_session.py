@@ -53,7 +53,7 @@ def steps(out: Path, data: Path | None) -> list[Step]:
     return [
         step("adaptive", 740, "benchmarks.adaptive_gpu", "--tasks", "mt_bench,gsm8k", "--seconds", "5"),
         step("speed", 1000, "benchmarks.gemma4_bench", "speed", "--tasks", "mt_bench", *prompts),
-        step("overhead", 920, "benchmarks.gemma4_bench", "overhead"),
+        step("overhead", 920, "benchmarks.gemma4_bench", "overhead", "--engine-steps"),
         step("serve", 410, "benchmarks.gemma4_gpu", "--part", "serve"),
         step("engine", 230, "benchmarks.gemma4_gpu", "--part", "engine"),
     ]

@@ -1,6 +1,6 @@
 """Whether this machine does the same work in the same time, alone and beside a server.
 
-    python -m benchmarks.host_speed [--seconds 60] [--beside PID]
+    python -m benchmarks.host_speed [--seconds 60] [--beside PID] [--out FILE]
 
 Some 40 ms of one thread's CPU time, again and again, with pauses, as an engine reads a prompt now and then. Where a
 host shares its cores with others the same work has two speeds, for seconds at a time, and latencies of tens of
@@ -11,9 +11,15 @@ server, which nobody must be using, are suspended: what is the host's stays, wha
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
+import os
+import signal
+import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import psutil
@@ -29,6 +35,7 @@ IN_TURN = 40
 """Repetitions until a server is suspended or goes on: some 10 s, which Ray's health checks bear."""
 SLOW = 1.2
 """Times the 10th percentile: what takes longer was slowed."""
+STOP_SECONDS = 5.0
 
 
 @dataclass
@@ -49,24 +56,36 @@ class Repetitions:
 
     def __str__(self) -> str:
         wall, cpu = sorted(self.wall), sorted(self.cpu)
-        fast = percentile(wall, 10)
-        slow = sum(one > SLOW * fast for one in wall) / len(wall)
-        return (
-            f"{len(wall)} times, ms: 10th percentile {fast:.1f}, median {percentile(wall, 50):.1f}, 90th "
-            f"{percentile(wall, 90):.1f}, largest {wall[-1]:.1f}; CPU time: median {percentile(cpu, 50):.1f}, 90th "
-            f"{percentile(cpu, 90):.1f}; {slow:.0%} took more than {SLOW} times the 10th percentile"
+        slow = SLOW * percentile(cpu, 10)
+        slowed = [one for one in cpu if one > slow]
+        runs = [len(list(group)) for over, group in itertools.groupby(self.cpu, lambda one: one > slow) if over]
+        text = (
+            f"{len(wall)} times, ms: 10th percentile {percentile(wall, 10):.1f}, median {percentile(wall, 50):.1f}, "
+            f"90th {percentile(wall, 90):.1f}, largest {wall[-1]:.1f}; CPU time: 10th percentile "
+            f"{percentile(cpu, 10):.1f}, median {percentile(cpu, 50):.1f}, 90th {percentile(cpu, 90):.1f}"
         )
+        if slowed:
+            text += (
+                f"; {len(slowed) / len(cpu):.0%} took more than {SLOW} times the 10th percentile of the CPU time, on "
+                f"median {percentile(slowed, 50):.1f}, at most {max(runs)} one after the other"
+            )
+        return text
 
 
 @contextlib.contextmanager
 def suspended(pid: int) -> Iterator[None]:
-    """The server of this process id and all that belongs to it, for as long as the block takes."""
+    """The server of this process id, all that it started and its session, for as long as the block takes. RuntimeError
+    if that is us, or they do not stop."""
+    found = family(pid)
+    if os.getpid() in {process.pid for process in found}:
+        raise RuntimeError(f"{pid} is of our own family: it is not a server")
     stopped: list[psutil.Process] = []
     try:
-        for process in family(pid):
+        for process in found:
             with contextlib.suppress(psutil.Error):
                 process.suspend()
                 stopped.append(process)
+        _wait_until_stopped(stopped)
         yield
     finally:
         for process in stopped:
@@ -74,12 +93,31 @@ def suspended(pid: int) -> Iterator[None]:
                 process.resume()
 
 
+def _wait_until_stopped(processes: list[psutil.Process]) -> None:
+    deadline = time.monotonic() + STOP_SECONDS
+    while left := [process for process in processes if not _stopped(process)]:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"not stopped after {STOP_SECONDS:.0f} s: {left}")
+        time.sleep(0.01)
+
+
+def _stopped(process: psutil.Process) -> bool:
+    try:
+        return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
 def main(
     seconds: Annotated[float, typer.Option(help="How long to look; twice that with --beside.")] = 60.0,
     beside: Annotated[int | None, typer.Option(help="Process id of a server that is suspended in turn.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write each repetition's times there, as JSON.")] = None,
 ) -> None:
     """Do the same work again and again, and say how long it took."""
     import torch
+
+    # so that a server goes on when this is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
     torch.set_num_threads(1)
     if beside is not None and not psutil.pid_exists(beside):
@@ -87,16 +125,19 @@ def main(
     keep_busy()
     turns = max(1, round(seconds / IN_TURN / (PAUSE_SECONDS + 0.04)))
     beside_it, alone = Repetitions(), Repetitions()
-    for turn in track(range(turns if beside is None else 2 * turns), description="the same work"):
+    steal = psutil.cpu_times().steal
+    every = range(turns if beside is None else 2 * turns)
+    # drawn between turns alone: a thread of its own would run beside the work
+    for turn in track(every, description="the same work", auto_refresh=False):
         if beside is not None and turn % 2 == 0:
             beside_it.add(IN_TURN)
             continue
         with contextlib.nullcontext() if beside is None else suspended(beside):
             alone.add(IN_TURN)
-    if beside is None:
-        print(alone)
-    else:
-        print(f"beside it: {beside_it}\nsuspended: {alone}")
+    print(alone if beside is None else f"beside it: {beside_it}\nsuspended: {alone}")
+    print(f"taken by the hypervisor, as far as it says: {psutil.cpu_times().steal - steal:.2f} s of CPU time")
+    if out is not None:
+        out.write_text(json.dumps({"beside": asdict(beside_it), "alone": asdict(alone)}) + "\n")
 
 
 if __name__ == "__main__":

@@ -319,7 +319,7 @@ async def whole(cluster: Cluster) -> bool:
 async def kill_worker(cluster: Cluster, load: Load) -> Incident:
     victim, survivor = cluster.workers.values()
     moment = time.monotonic()
-    victim.kill()
+    await asyncio.to_thread(victim.kill)
     # its probes notice; the operator starts another pod at once
     await until(_gone(cluster, victim), "the dead worker is out of the Service", 60)
     cluster.forget(victim)
@@ -342,8 +342,9 @@ async def kill_head(cluster: Cluster, load: Load) -> Incident:
     before = await cluster.replicas()
     assert cluster.head is not None
     moment = time.monotonic()
-    cluster.head.kill()
+    await asyncio.to_thread(cluster.head.kill)
     await until(lambda: whole(cluster), "the head knows its replicas again")
+    incident = account("head killed", load, moment, await settled(load))
     after: dict[str, str] = {}
 
     async def known() -> bool:
@@ -351,7 +352,6 @@ async def kill_head(cluster: Cluster, load: Load) -> Incident:
         return bool(after)
 
     await until(known, "the head names its replicas")
-    incident = account("head killed", load, moment, await settled(load))
     if replaced := sorted(before.keys() - after.keys()):
         incident.words.append(f"replicas were replaced: {', '.join(replaced)}")
     return incident
@@ -371,7 +371,7 @@ async def drain_worker(cluster: Cluster, load: Load) -> Incident:
         return drain.poll() is not None
 
     seconds = await until(drained, "the preStop hook has ended", int(hook[-1]))
-    leaving.kill()
+    await asyncio.to_thread(leaving.kill)
     await until(lambda: whole(cluster), "two replicas again")
     incident = account("worker drained", load, moment, await settled(load))
     incident.words.append(f"the preStop hook took {seconds:.0f} s: {(leaving.folder / 'hook.log').read_text()[-200:]}")

@@ -5,6 +5,7 @@ outside reaches. A pod has its own address and loopback, so every port is what i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -191,8 +192,9 @@ class Pod:
         """All of its processes at once, as when its machine is lost; none answers any more when this returns."""
         # the first process of the namespace ends after all others in it, and unshare after that one; to kill unshare
         # itself would return while they die
-        for process in psutil.Process(self.process.pid).children() or [self.process]:
-            process.send_signal(signal.SIGKILL)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(self.process.pid).children() or [self.process]:
+                process.send_signal(signal.SIGKILL)
         self.process.wait(30)
 
     @property

@@ -233,10 +233,10 @@ def _notes(report: Report) -> list[str]:
     together = [sample.together for sample in report.samples]
     if many := sum(share > TOGETHER for share in together):
         notes.append(
-            f"BUNCHED: in {many} of {len(together)} cells more than a tenth of the events were read together with the "
-            f"one before ({max(together):.0%} in one). The load generator found no core when they came, as where the "
-            "engine keeps all busy, or the server hands over several at once. Tokens/s hold; there TTFT may be too "
-            "long, and the median of ITL is too short."
+            f"BUNCHED: in {many} of {len(together)} samples more than a tenth of the events were read together with "
+            f"the one before ({max(together):.0%} in one). The load generator found no core when they came, as where "
+            "the engine keeps all busy, or the server or a proxy hands over several at once. There TTFT may be too "
+            "long, and ITL's median too short and its high percentiles too long."
         )
     return notes
 

@@ -14,7 +14,7 @@ STEP = 1.005
 """Ratio of neighbouring bins: a percentile is right within 0.25 %."""
 SMALLEST_SECONDS = 1e-6
 TOGETHER_SECONDS = 1e-4
-"""Events that are read in less lay there: no engine makes a step in it, nor do packets come so close by chance."""
+"""Events that are read in less lay there, or came in one piece: no engine makes a step in it."""
 
 
 class LatencyHistogram:

@@ -72,10 +72,10 @@ def test_a_report_tells_where_events_were_read_in_bunches() -> None:
     samples[1].gaps.add_all([0.00001] * 9 + [0.0002] * 30)
     samples[3].gaps.add_all([0.00001] * 150)
     text = markdown(Report(RUN, {"date": "2026-01-01"}, False, "AR", samples), [])
-    assert "BUNCHED: in 2 of 4 cells more than a tenth of the events" in text
+    assert "BUNCHED: in 2 of 4 samples more than a tenth of the events" in text
     assert "(75% in one)" in text
     samples[1].gaps.add_all([0.1] * 2)
-    assert "BUNCHED: in 1 of 4 cells" in markdown(Report(RUN, {"date": "2026-01-01"}, False, "AR", samples), [])
+    assert "BUNCHED: in 1 of 4 samples" in markdown(Report(RUN, {"date": "2026-01-01"}, False, "AR", samples), [])
 
 
 def test_a_report_leaves_out_times_that_streams_did_not_show(tmp_path: Path) -> None:
