@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import resource
 import sys
 import time
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 from rich.table import Table
 
-from dflash_serve.bench.overhead import HIGH_THROUGHPUT, PLAIN, VLLM
+from dflash_serve.bench.overhead import HIGH_THROUGHPUT, PLAIN, SIDES, VLLM
 from dflash_serve.bench.summary import percentile
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Span:
-    """What the engine's thread did in a time. Milliseconds."""
+    """What a thread did in a time. Milliseconds."""
 
     took_ms: float
     cpu_ms: float
@@ -184,11 +183,10 @@ def prepare(folder: Path) -> None:
 
 
 def install(folder: Path) -> None:
-    """Have the engine of this process record its steps into `folder`; nothing is written where none runs."""
+    """Have the engine of this process record its steps into `folder`, which is there; nothing is written where none
+    runs."""
     from vllm.v1.engine.core import EngineCore
 
-    if hasattr(EngineCore, VARIABLE):
-        return
     recorder: Recorder | None = None
     preprocess = EngineCore.preprocess_add_request
 
@@ -214,7 +212,6 @@ def install(folder: Path) -> None:
     for name in ("step", "step_with_batch_queue"):
         setattr(EngineCore, name, recorded(getattr(EngineCore, name)))
     setattr(EngineCore, "preprocess_add_request", preprocess_add_request)  # noqa: B010  mypy: a method
-    setattr(EngineCore, VARIABLE, True)
 
 
 def _time_launches(executor: Any, recorder: Recorder) -> None:
@@ -231,7 +228,6 @@ def _time_launches(executor: Any, recorder: Recorder) -> None:
 
 def _open(folder: Path) -> TextIO:
     """A file for this process's engine; its first line says which side it is."""
-    folder.mkdir(parents=True, exist_ok=True)
     file = (folder / FILES.replace("*", str(os.getpid()))).open("w", encoding="utf-8")
     about = {
         "side": _side(os.environ),
@@ -260,9 +256,9 @@ class Side:
 
 
 def read(folder: Path) -> dict[str, Side]:
-    """By side, `vllm serve` first. FileNotFoundError without a recording."""
+    """By side, in the order of SIDES. FileNotFoundError without a recording."""
     sides: dict[str, Side] = {}
-    for file in sorted(folder.glob(FILES), key=lambda file: int(re.sub(r"\D", "", file.stem))):
+    for file in sorted(folder.glob(FILES)):
         first, *lines = file.read_text(encoding="utf-8").splitlines()
         about = json.loads(first)
         side = sides.setdefault(about["side"], Side())
@@ -270,7 +266,7 @@ def read(folder: Path) -> dict[str, Side]:
         side.steps += map(Step.from_json, lines)
     if not sides:
         raise FileNotFoundError(f"{folder}: no {FILES} there; an engine records that has its model in its own process")
-    return dict(sorted(sides.items(), reverse=True))
+    return {name: sides[name] for name in SIDES.values() if name in sides}
 
 
 def figures(steps: list[Step]) -> dict[str, str]:

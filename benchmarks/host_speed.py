@@ -26,6 +26,7 @@ import psutil
 import typer
 from rich.progress import track
 
+from benchmarks.engine_steps import Clock, Span
 from benchmarks.pace import keep_busy
 from dflash_serve.bench.servers import family
 from dflash_serve.bench.summary import percentile
@@ -45,14 +46,15 @@ class Repetitions:
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
-    def add(self, count: int) -> None:
+    def add(self, count: int, clock: Clock) -> None:
         """So many more, with a pause before each."""
         for _ in range(count):
             time.sleep(PAUSE_SECONDS)
-            began, used = time.perf_counter(), time.thread_time()
+            before = clock.now()
             keep_busy()
-            self.wall.append(1000 * (time.perf_counter() - began))
-            self.cpu.append(1000 * (time.thread_time() - used))
+            span = Span.of(before, clock.now())
+            self.wall.append(span.took_ms)
+            self.cpu.append(span.cpu_ms)
 
     def __str__(self) -> str:
         wall, cpu = sorted(self.wall), sorted(self.cpu)
@@ -124,16 +126,16 @@ def main(
         raise typer.BadParameter(f"--beside: no process {beside}")
     keep_busy()
     turns = max(1, round(seconds / IN_TURN / (PAUSE_SECONDS + 0.04)))
-    beside_it, alone = Repetitions(), Repetitions()
+    clock, beside_it, alone = Clock(), Repetitions(), Repetitions()
     steal = psutil.cpu_times().steal
     every = range(turns if beside is None else 2 * turns)
     # drawn between turns alone: a thread of its own would run beside the work
     for turn in track(every, description="the same work", auto_refresh=False):
         if beside is not None and turn % 2 == 0:
-            beside_it.add(IN_TURN)
+            beside_it.add(IN_TURN, clock)
             continue
         with contextlib.nullcontext() if beside is None else suspended(beside):
-            alone.add(IN_TURN)
+            alone.add(IN_TURN, clock)
     print(alone if beside is None else f"beside it: {beside_it}\nsuspended: {alone}")
     print(f"taken by the hypervisor, as far as it says: {psutil.cpu_times().steal - steal:.2f} s of CPU time")
     if out is not None:

@@ -168,8 +168,6 @@ def test_an_engine_of_vllm_records(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     for name in ("step", "step_with_batch_queue", "preprocess_add_request"):
         monkeypatch.setattr(EngineCore, name, step if "step" in name else lambda self, request: (request, 0))
-    monkeypatch.setattr(EngineCore, engine_steps.VARIABLE, None, raising=False)
-    monkeypatch.delattr(EngineCore, engine_steps.VARIABLE)
     engine_steps.install(tmp_path)
     core: Any = EngineCore.__new__(EngineCore)
     core.model_executor = SimpleNamespace(execute_model=lambda scheduler_output, non_block: "a future")
