@@ -5,7 +5,8 @@
 
 speed: AR, K = 15 and adaptive at 1, 8, 32, 64 and 128 requests. overhead: `vllm serve`, `up --plain` and `up` at 1, 8,
 32 and 128, without a drafter: that sends the most chunks a second. Works from a checkout that is not installed. A start
-takes some 170 s; speed starts 1 + 2 x tasks servers a round.
+takes some 170 s; speed starts 1 + 2 x tasks servers a round, overhead --together (two sides, at most 32 at once on an
+H200) two in all.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ from benchmarks.gemma4_gpu import plugin_path, settings_args
 from dflash_serve.bench.servers import COMMAND
 
 MOST_AT_ONCE = 128
+CONCURRENCY = {"speed": "1,8,32,64,128", "overhead": "1,8,32,128"}
+SAMPLES = {"speed": 4, "overhead": 32}
+ENGINE = {"max_model_len": 8192}
+TOGETHER = {"max_model_len": 2048, "max_num_batched_tokens": 8192, "gpu_memory_utilization": 0.485}
+"""Engine settings of each of two sides on one GPU: 57 GiB of weights and some 8 for the KV cache on an H200."""
 
 
 def main() -> None:
@@ -31,21 +37,25 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of <task>.jsonl")
     parser.add_argument("--tasks", default="math500,gsm8k,humaneval,mbpp,mt_bench")
     parser.add_argument("--sides", default="ar,k=15,adaptive", help="of speed")
-    parser.add_argument("--samples", type=int, default=4, help="of speed, a task")
+    parser.add_argument("--samples", type=int, help="speed: of a task, 4; overhead: at least, 32")
     parser.add_argument("--fronts", default="vllm,plain,up", help="sides of overhead")
     parser.add_argument("--profile", default="gemma4-31b-h200")
     parser.add_argument("--max-tokens", type=int, help="of an answer (speed: 256, overhead: 128)")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--concurrency", help=" or ".join(CONCURRENCY.values()))
+    parser.add_argument("--together", action="store_true", help="of overhead, see there; two sides")
     parser.add_argument("--engine-steps", action="store_true", help="of overhead: where the engines' time goes, too")
     options = parser.parse_args()
-    if options.engine_steps and options.part != "overhead":
-        parser.error("--engine-steps goes with overhead")
+    if (options.engine_steps or options.together) and options.part != "overhead":
+        parser.error("--engine-steps and --together go with overhead")
+    concurrency = options.concurrency or CONCURRENCY[options.part]
+    most = max(map(int, concurrency.split(","))) if options.together else MOST_AT_ONCE
     folder = options.out.resolve()
     steps = folder / "engine-steps"
     args = settings_args(folder / "models", profile=options.profile, tiny=False)
     # the profile lets 64 run at once
-    args["engine"] |= {"max_num_seqs": MOST_AT_ONCE, "max_model_len": 8192}
-    args["limits"] = {"max_concurrent_requests": MOST_AT_ONCE}
+    args["engine"] |= {"max_num_seqs": most} | (TOGETHER if options.together else ENGINE)
+    args["limits"] = {"max_concurrent_requests": most}
     if options.part == "overhead":
         args["speculation"] = {"mode": "off"}
     if options.engine_steps:
@@ -55,19 +65,12 @@ def main() -> None:
     settings.write_text(yaml.safe_dump(args))
     command = [*COMMAND, "bench"]
     if options.part == "speed":
-        command += [
-            "run",
-            "--pair",
-            "--sides",
-            options.sides,
-            "--tasks",
-            options.tasks,
-            "--concurrency",
-            "1,8,32,64,128",
-        ]
-        command += ["--samples", str(options.samples), *(["--data", str(options.data)] if options.data else [])]
+        command += ["run", "--pair", "--sides", options.sides, "--tasks", options.tasks]
+        command += ["--data", str(options.data)] if options.data else []
     else:
-        command += ["overhead", "--samples", "32", "--sides", options.fronts]
+        command += ["overhead", "--sides", options.fronts, *(["--together"] if options.together else [])]
+    samples = options.samples or SAMPLES[options.part]
+    command += ["--concurrency", concurrency, "--samples", str(samples)]
     command += [
         "--synthetic",
         "--settings",

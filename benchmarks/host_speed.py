@@ -13,11 +13,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +26,7 @@ from rich.progress import track
 
 from benchmarks.engine_steps import Clock, Span
 from benchmarks.pace import keep_busy
-from dflash_serve.bench.servers import family
+from dflash_serve.bench.servers import suspended
 from dflash_serve.bench.summary import percentile
 
 PAUSE_SECONDS = 0.2
@@ -36,7 +34,6 @@ IN_TURN = 40
 """Repetitions until a server is suspended or goes on: some 10 s, which Ray's health checks bear."""
 SLOW = 1.2
 """Times the 10th percentile: what takes longer was slowed."""
-STOP_SECONDS = 5.0
 
 
 @dataclass
@@ -72,42 +69,6 @@ class Repetitions:
                 f"median {percentile(slowed, 50):.1f}, at most {max(runs)} one after the other"
             )
         return text
-
-
-@contextlib.contextmanager
-def suspended(pid: int) -> Iterator[None]:
-    """The server of this process id, all that it started and its session, for as long as the block takes. RuntimeError
-    if that is us, or they do not stop."""
-    found = family(pid)
-    if os.getpid() in {process.pid for process in found}:
-        raise RuntimeError(f"{pid} is of our own family: it is not a server")
-    stopped: list[psutil.Process] = []
-    try:
-        for process in found:
-            with contextlib.suppress(psutil.Error):
-                process.suspend()
-                stopped.append(process)
-        _wait_until_stopped(stopped)
-        yield
-    finally:
-        for process in stopped:
-            with contextlib.suppress(psutil.Error):
-                process.resume()
-
-
-def _wait_until_stopped(processes: list[psutil.Process]) -> None:
-    deadline = time.monotonic() + STOP_SECONDS
-    while left := [process for process in processes if not _stopped(process)]:
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"not stopped after {STOP_SECONDS:.0f} s: {left}")
-        time.sleep(0.01)
-
-
-def _stopped(process: psutil.Process) -> bool:
-    try:
-        return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
 
 
 def main(

@@ -139,6 +139,13 @@ def overhead(
     rounds: Rounds = 3,
     settings: SettingsFile = None,
     sides: Annotated[str, typer.Option(help="Which of vllm (`vllm serve`), plain and up.")] = "vllm,plain,up",
+    together: Annotated[
+        bool,
+        typer.Option(
+            "--together",
+            help="Start each side once; they take turns, the others suspended. The device has to hold them all.",
+        ),
+    ] = False,
     synthetic: Annotated[
         bool, typer.Option("--synthetic", help="Dummy weights, MT-Bench's acceptance of the model card forced.")
     ] = False,
@@ -172,10 +179,11 @@ def overhead(
         "requests": f"{words} random words, {front_end.lengths(max_tokens, spread)} tokens; {per_stream} a stream, at "
         f"least {samples}; {rounds} round(s)",
     }
+    described |= {"sides": "all there at once, in turn, the others suspended"} if together else {}
     described |= {} if drafts else {"drafter": "none"}
     described |= {"forced acceptance": FORCED} if synthetic and drafts else {}
     empty = Report(OVERHEAD, about(servers_here=True, **described), synthetic, front_end.VLLM, [])
-    _measure(stages, load, rounds, empty, out)
+    _measure(stages, load, rounds, empty, out, together=together)
 
 
 @app.command()
@@ -195,7 +203,9 @@ def report(
     _write(found, out or file.with_suffix(""))
 
 
-def _measure(stages: Sequence[Stage], load: Load, rounds: int, empty: Report, out: Path) -> None:
+def _measure(
+    stages: Sequence[Stage], load: Load, rounds: int, empty: Report, out: Path, *, together: bool = False
+) -> None:
     """Runs, fills the report and writes it, also of a run that is cut short. Exits with 1 when anything failed."""
     from dflash_serve.bench.client import EndpointError
     from dflash_serve.bench.report import write_json
@@ -218,7 +228,7 @@ def _measure(stages: Sequence[Stage], load: Load, rounds: int, empty: Report, ou
 
     try:
         with View(make_console(), empty.baseline) as view:
-            asyncio.run(run_stages(stages, load, rounds, view, measured, keep))
+            asyncio.run(run_stages(stages, load, rounds, view, measured, keep, together=together))
     except (EndpointError, ServerError) as error:
         problem = str(error)
     except KeyboardInterrupt:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dflash_serve.bench import card
 from dflash_serve.bench.client import Endpoint, session
 from dflash_serve.bench.measure import measure, prepare, warm_up
 from dflash_serve.bench.samples import Sample
-from dflash_serve.bench.servers import Server, dflash_server
+from dflash_serve.bench.servers import Server, dflash_server, suspended
 from dflash_serve.bench.summary import AUTOREGRESSIVE
 from dflash_serve.bench.tasks import Conversation
 from dflash_serve.bench.view import View
@@ -25,12 +26,15 @@ from dflash_serve.speculation.estimate import rate_of_length
 FORCED = f"the same chance for each draft token, such that the card's {card.DRAFT_TOKENS} give its acceptance length"
 """How `synthetic_options` accept."""
 LENGTHS_SEED = 0
+SETTLE_SECONDS = 1.0
+"""For a server that was suspended: its timers are all due at once."""
 SHORTEST_ANSWER = 2
 """Tokens: one has no time per token."""
 PROFILE_MEND = "--settings: name a `profile` in it"
 
 Tasks = Mapping[str, list[Conversation]]
 Start = Callable[[Path], contextlib.AbstractContextManager[Server]]
+Side = TypeVar("Side")
 
 
 @dataclass(frozen=True)
@@ -173,54 +177,110 @@ def synthetic_options(task: str, draft_tokens: int) -> dict[str, Any]:
     return {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": rates}
 
 
-def ordered(stages: Sequence[Stage], number: int) -> list[Stage]:
+def ordered(sides: Sequence[Side], number: int) -> list[Side]:
     """Every second round from the last to the first, so that a drift of the machine favours no side."""
-    return list(stages) if number % 2 == 0 else list(reversed(stages))
+    return list(sides) if number % 2 == 0 else list(reversed(sides))
 
 
 async def run(
-    stages: Sequence[Stage], load: Load, rounds: int, view: View, samples: list[Sample], keep: Callable[[], None]
+    stages: Sequence[Stage],
+    load: Load,
+    rounds: int,
+    view: View,
+    samples: list[Sample],
+    keep: Callable[[], None],
+    *,
+    together: bool = False,
 ) -> None:
     """Puts each cell into `samples` when it is measured and calls `keep`, so that a run cut short leaves what it found.
+
+    Args:
+        together: Start every side once, before the first round, and suspend those that are not measured: a cell of one
+            side and the same of the next are seconds apart. Sides that are `endpoint`s are not suspended.
 
     Raises EndpointError or ServerError.
     """
     view.total(rounds * sum(load.conversations(stage) for stage in stages))
-    for number in range(rounds):
-        for stage in ordered(stages, number):
-            with _started(stage, load, view) as (endpoint, server):
-                async with session() as http:
-                    ready = await prepare(http, endpoint)
-                    for concurrency in load.concurrencies:
-                        view.doing(f"{stage.side}: warming up")
-                        await warm_up(http, ready, concurrency)
-                        for task in stage.tasks:
-                            view.doing(f"round {number + 1}, {stage.side}: {task}, {concurrency} at once")
-                            sample = await measure(
-                                http,
-                                ready,
-                                load.tasks[task],
-                                side=stage.side,
-                                task=task,
-                                concurrency=concurrency,
-                                number=number,
-                                bodies=load.bodies(task, concurrency),
-                                server_cpu_seconds=server.cpu_seconds if server else None,
-                                done=view.advance,
-                            )
-                            samples.append(sample)
-                            keep()
-                            view.show(samples)
+    book = _Book(load, view, samples, keep)
+    if not together:
+        for number in range(rounds):
+            for stage in ordered(stages, number):
+                with _started(stage, load, view) as side:
+                    await book.fill(side, load.concurrencies, number)
+        return
+    with contextlib.ExitStack() as stack:
+        sides = [stack.enter_context(_started(stage, load, view)) for stage in stages]
+        for number in range(rounds):
+            for concurrency in load.concurrencies:
+                for side in ordered(sides, number):
+                    with _alone(side, sides):
+                        await asyncio.sleep(SETTLE_SECONDS)
+                        await book.fill(side, (concurrency,), number)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A stage whose server runs."""
+
+    stage: Stage
+    endpoint: Endpoint
+    server: Server | None
+
+
+@dataclass(frozen=True)
+class _Book:
+    """Takes the samples, and tells of them."""
+
+    load: Load
+    view: View
+    samples: list[Sample]
+    keep: Callable[[], None]
+
+    async def fill(self, side: _Side, concurrencies: Sequence[int], number: int) -> None:
+        """All tasks of a side at each concurrency."""
+        stage, load, server = side.stage, self.load, side.server
+        async with session() as http:
+            ready = await prepare(http, side.endpoint)
+            for concurrency in concurrencies:
+                self.view.doing(f"{stage.side}: warming up")
+                await warm_up(http, ready, concurrency)
+                for task in stage.tasks:
+                    self.view.doing(f"round {number + 1}, {stage.side}: {task}, {concurrency} at once")
+                    sample = await measure(
+                        http,
+                        ready,
+                        load.tasks[task],
+                        side=stage.side,
+                        task=task,
+                        concurrency=concurrency,
+                        number=number,
+                        bodies=load.bodies(task, concurrency),
+                        server_cpu_seconds=server.cpu_seconds if server else None,
+                        done=self.view.advance,
+                    )
+                    self.samples.append(sample)
+                    self.keep()
+                    self.view.show(self.samples)
 
 
 @contextlib.contextmanager
-def _started(stage: Stage, load: Load, view: View) -> Iterator[tuple[Endpoint, Server | None]]:
+def _alone(side: _Side, sides: Sequence[_Side]) -> Iterator[None]:
+    """The servers of the other `sides` are suspended."""
+    with contextlib.ExitStack() as stack:
+        for other in sides:
+            if other is not side and other.server is not None:
+                stack.enter_context(suspended(other.server.process.pid))
+        yield
+
+
+@contextlib.contextmanager
+def _started(stage: Stage, load: Load, view: View) -> Iterator[_Side]:
     if stage.endpoint is not None:
-        yield replace(stage.endpoint, body=load.body), None
+        yield _Side(stage, replace(stage.endpoint, body=load.body), None)
         return
     assert stage.start is not None
     view.doing(f"starting {stage.side}")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, stage.start(Path(folder)) as server:
         view.note(f"{stage.side}: ready after {server.start_seconds:.0f} s")
-        yield Endpoint(f"{server.url}/v1", api_key=load.api_key, body=load.body), server
+        yield _Side(stage, Endpoint(f"{server.url}/v1", api_key=load.api_key, body=load.body), server)
         view.doing(f"stopping {stage.side}")

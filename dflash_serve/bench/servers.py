@@ -31,6 +31,7 @@ START_SECONDS = 300
 # a user's first start may download 64 GB; a server that fails ends before
 FIRST_START_SECONDS = 3600
 STOP_SECONDS = 90
+SUSPEND_SECONDS = 5.0
 COMMAND = (sys.executable, "-c", "from dflash_serve.cli import main; main()")
 """`dflash-serve`, also where its script is not on the path."""
 
@@ -84,6 +85,42 @@ def family(pid: int) -> list[psutil.Process]:
                     found[process.pid] = process
         return list(found.values())
     return []
+
+
+@contextlib.contextmanager
+def suspended(pid: int) -> Iterator[None]:
+    """The server of this process id, all that it started and its session, for as long as the block takes. Raises
+    ServerError if that is us, or they do not stop."""
+    found = family(pid)
+    if os.getpid() in {process.pid for process in found}:
+        raise ServerError(f"{pid} is of our own family: it is not a server")
+    stopped: list[psutil.Process] = []
+    try:
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.suspend()
+                stopped.append(process)
+        _wait_until_suspended(stopped)
+        yield
+    finally:
+        for process in stopped:
+            with contextlib.suppress(psutil.Error):
+                process.resume()
+
+
+def _wait_until_suspended(processes: list[psutil.Process]) -> None:
+    deadline = time.monotonic() + SUSPEND_SECONDS
+    while left := [process for process in processes if not _stands_still(process)]:
+        if time.monotonic() > deadline:
+            raise ServerError(f"not stopped after {SUSPEND_SECONDS:.0f} s: {left}")
+        time.sleep(0.01)
+
+
+def _stands_still(process: psutil.Process) -> bool:
+    try:
+        return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 @contextlib.contextmanager

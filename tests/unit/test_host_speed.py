@@ -10,7 +10,8 @@ import time
 import psutil
 import pytest
 
-from benchmarks.host_speed import Repetitions, suspended
+from benchmarks.host_speed import Repetitions
+from dflash_serve.bench.servers import ServerError, suspended
 
 
 def test_what_took_longer_than_the_quick_ones_was_slowed() -> None:
@@ -39,5 +40,5 @@ def test_a_server_is_suspended_with_all_that_it_started_and_goes_on_after(reques
 
 
 def test_it_does_not_suspend_itself() -> None:
-    with pytest.raises(RuntimeError, match="our own family"), suspended(os.getpid()):
+    with pytest.raises(ServerError, match="our own family"), suspended(os.getpid()):
         pass

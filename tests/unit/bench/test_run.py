@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from dflash_serve import hardware
@@ -12,14 +18,16 @@ from dflash_serve.bench import overhead
 from dflash_serve.bench.card import CARD, acceptance_length
 from dflash_serve.bench.run import (
     Load,
+    Stage,
     draft_tokens_of,
     ordered,
     pair_stages,
     request_body,
+    run,
     speculation_of,
     synthetic_options,
 )
-from dflash_serve.bench.servers import vllm_config
+from dflash_serve.bench.servers import Server, vllm_config
 from dflash_serve.hardware import Cluster
 from dflash_serve.settings import resolve
 
@@ -147,3 +155,43 @@ def test_answers_are_all_alike_unless_they_are_to_spread() -> None:
     load = Load({"sample": [["one"]]}, 1, (8,), {"max_tokens": 100})
     assert load.bodies("sample", 8) == [{"max_tokens": 100}] * 8
     assert Load({"sample": [["one"]]}, 1, (8,), spread=0.5).bodies("sample", 8) == [{}] * 8
+
+
+def test_sides_that_are_there_together_take_turns_and_the_others_stand_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers: dict[str, psutil.Process] = {}
+    cells: list[tuple[int, int, str]] = []
+
+    def start(side: str) -> Any:
+        @contextlib.contextmanager
+        def server(_: Path) -> Iterator[Server]:
+            with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
+                servers[side] = psutil.Process(process.pid)
+                yield Server(1, process, tmp_path / "log")
+                assert servers[side].status() != psutil.STATUS_STOPPED, "it would not hear that it is to end"
+                process.kill()
+
+        return server
+
+    async def ready(_: object, endpoint: object, *__: object) -> object:
+        return endpoint
+
+    async def measure(*_: object, side: str, concurrency: int, number: int, **__: object) -> Any:
+        cells.append((number, concurrency, side))
+        still = {name for name, process in servers.items() if process.status() == psutil.STATUS_STOPPED}
+        assert still == servers.keys() - {side}
+        return SimpleNamespace(side=side)
+
+    for name, fake in (("prepare", ready), ("warm_up", ready), ("measure", measure)):
+        monkeypatch.setattr(f"dflash_serve.bench.run.{name}", fake)
+    monkeypatch.setattr("dflash_serve.bench.run.SETTLE_SECONDS", 0)
+    view: Any = SimpleNamespace(**dict.fromkeys(("total", "doing", "note", "advance", "show"), lambda *_: None))
+    kept: list[Any] = []
+    stages = [Stage(side, ("t",), start(side)) for side in ("a", "b", "c")]
+    load = Load({"t": [["one"]]}, 1, (1, 8))
+    asyncio.run(run(stages, load, 2, view, kept, lambda: None, together=True))
+    forth, back = ("a", "b", "c"), ("c", "b", "a")
+    assert cells == [(number, n, side) for number, order in enumerate((forth, back)) for n in (1, 8) for side in order]
+    assert [sample.side for sample in kept] == [side for _, _, side in cells]
+    assert not any(process.is_running() for process in servers.values())
