@@ -38,16 +38,19 @@ def main() -> None:
     parser.add_argument("--tasks", default="math500,gsm8k,humaneval,mbpp,mt_bench")
     parser.add_argument("--sides", default="ar,k=15,adaptive", help="of speed")
     parser.add_argument("--samples", type=int, help="speed: of a task, 4; overhead: at least, 32")
-    parser.add_argument("--fronts", default="vllm,plain,up", help="sides of overhead")
+    parser.add_argument("--fronts", help="sides of overhead: vllm,plain,up; vllm,up with --together")
     parser.add_argument("--profile", default="gemma4-31b-h200")
     parser.add_argument("--max-tokens", type=int, help="of an answer (speed: 256, overhead: 128)")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--concurrency", help=" or ".join(CONCURRENCY.values()))
-    parser.add_argument("--together", action="store_true", help="of overhead, see there; two sides")
+    parser.add_argument("--together", action="store_true", help="of overhead: both sides take turns; see there")
     parser.add_argument("--engine-steps", action="store_true", help="of overhead: where the engines' time goes, too")
     options = parser.parse_args()
     if (options.engine_steps or options.together) and options.part != "overhead":
         parser.error("--engine-steps and --together go with overhead")
+    fronts = options.fronts or ("vllm,up" if options.together else "vllm,plain,up")
+    if options.together and len(fronts.split(",")) > 2:
+        parser.error("--together: the GPU's memory holds two of the --fronts")
     concurrency = options.concurrency or CONCURRENCY[options.part]
     most = max(map(int, concurrency.split(","))) if options.together else MOST_AT_ONCE
     folder = options.out.resolve()
@@ -68,7 +71,7 @@ def main() -> None:
         command += ["run", "--pair", "--sides", options.sides, "--tasks", options.tasks]
         command += ["--data", str(options.data)] if options.data else []
     else:
-        command += ["overhead", "--sides", options.fronts, *(["--together"] if options.together else [])]
+        command += ["overhead", "--sides", fronts, *(["--together"] if options.together else [])]
     samples = options.samples or SAMPLES[options.part]
     command += ["--concurrency", concurrency, "--samples", str(samples)]
     command += [
