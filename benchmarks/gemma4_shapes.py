@@ -5,7 +5,9 @@ The true shapes are those of google/gemma-4-31B-it's text model and z-lab/gemma-
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ CHAT_TEMPLATE = """{{ bos_token }}{% if enable_thinking or tools %}<|turn>system
 
 
 LEARNT_TOKENS = 8192
+FIRST_LETTERS, SECOND_LETTERS = range(0x410, 0x430), range(0x430, 0x450)
+"""Cyrillic, which no prompt has: words without a meaning are of two pairs, each of one of these and one of those, so
+that there is one way to merge them."""
 SHORTEST_WORD = 4
 ANSWERED = ("<pad>", "<mask>")
 """Control tokens that dummy weights answer with."""
@@ -133,9 +138,10 @@ def write_tokenizer(folder: Path, vocabulary_size: int | None = None) -> None:
     """Bytes, and Gemma-4's control tokens: enough for a chat through its reasoning and tool-call parsers.
 
     With `vocabulary_size` words too, up to it, two of them in place of <pad> and <mask>: weights that are dummies
-    answer with the first id (their logits are all alike), or, as drafters, draft <mask>. An id without text gives no
-    event of a stream; one whose text is a word is read as one token when the answer comes back as a conversation's
-    history, and does not look like the beginning of a control token, which would keep vLLM's parsers busy.
+    answer with the first id (their logits are all alike), or with what a dummy drafter drafts: <mask>, or any id. An id
+    without text gives no event of a stream; one whose text is a word is read as one token when the answer comes back as
+    a conversation's history, and does not look like the beginning of a control token, which would keep vLLM's parsers
+    busy.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -160,7 +166,8 @@ def write_tokenizer(folder: Path, vocabulary_size: int | None = None) -> None:
 
 def _with_words(tokens: dict[str, int], size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """`tokens` and words after them, `size` in all, and the merges: first such as are in texts that do not change (so
-    that prompts take as many tokens from one commit to the next), then words without a meaning."""
+    that prompts take as many tokens from one commit to the next), then words without a meaning, each read as one token
+    too."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     from benchmarks.gemma4_gpu import ROOT
@@ -176,11 +183,30 @@ def _with_words(tokens: dict[str, int], size: int) -> tuple[dict[str, int], list
     words = (one + other for one, other in merges if one.startswith("\u0120") and len(one + other) > SHORTEST_WORD)
     answered = {token: next(words) for token in ANSWERED}
     vocabulary = {answered.get(token, token): index for token, index in tokens.items()}
-    for one, other in merges:
+    kept = []
+    for one, other in itertools.chain(merges, _meaningless()):
+        if len(vocabulary) == size:
+            break
         vocabulary.setdefault(one + other, len(vocabulary))
-    while len(vocabulary) < size:
-        vocabulary.setdefault(f"\u0120w{len(vocabulary):x}", len(vocabulary))
-    return vocabulary, merges
+        kept.append((one, other))
+    assert len(vocabulary) == size
+    return vocabulary, kept
+
+
+def _meaningless() -> Iterator[tuple[str, str]]:
+    """Merges, the most of which make a word of a space and four letters; as byte-level tokens."""
+    from tokenizers import pre_tokenizers
+
+    def bytes_of(code: int) -> str:
+        ((text, _),) = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(chr(code))
+        return str(text)
+
+    letters = [[bytes_of(code) for code in codes] for codes in (FIRST_LETTERS, SECOND_LETTERS)]
+    yield from ((letter[0], letter[1]) for letter in itertools.chain(*letters))
+    yield from ((one, other) for one, other in itertools.product(*letters))
+    pairs = [one + other for one, other in itertools.product(*letters)]
+    yield from (("\u0120", pair) for pair in pairs)
+    yield from (("\u0120" + one, other) for one, other in itertools.product(pairs, pairs))
 
 
 def _write_random_weights(target: Path, drafter: Path) -> None:

@@ -37,6 +37,8 @@ BUSY_OTHERS = 0.25
 """Cores that something else may take without a word."""
 TOGETHER = 0.1
 """Share of a cell's events that may be read together without a word."""
+UNEQUAL = 0.1
+"""Share by which prompts of a side may be longer or shorter than the baseline's without a word."""
 COST_COLUMNS = (
     "at once",
     "side",
@@ -230,6 +232,7 @@ def _notes(report: Report) -> list[str]:
             f"DISTURBED: something else on the machine kept {statistics.mean(others):.1f} cores busy on average, "
             f"{max(others):.1f} in one cell; speeds and times are not those of a machine of one's own."
         )
+    notes += _unequal_prompts(report)
     together = [sample.together for sample in report.samples]
     if many := sum(share > TOGETHER for share in together):
         notes.append(
@@ -239,6 +242,29 @@ def _notes(report: Report) -> list[str]:
             "long, and ITL's median too short and its high percentiles too long."
         )
     return notes
+
+
+def _unequal_prompts(report: Report) -> list[str]:
+    """Later turns hold the answers before them, each side its own."""
+    lengths: dict[tuple[str, int, str], list[int]] = {}
+    for sample in report.samples:
+        prompts = lengths.setdefault((sample.task, sample.concurrency, sample.side), [])
+        prompts += [request.prompt_tokens for request in sample.good]
+    means = {cell: statistics.mean(prompts) for cell, prompts in lengths.items() if prompts}
+    found = []
+    for (task, concurrency, side), own in means.items():
+        base = means.get((task, concurrency, report.baseline))
+        if base and abs(own / base - 1) > UNEQUAL:
+            where = f"{own:.0f} tokens for {side} and {base:.0f} for {report.baseline}, {task}, {concurrency} at once"
+            found.append((abs(own / base - 1), where))
+    if not found:
+        return []
+    _, where = max(found)
+    return [
+        f"UNEQUAL: in {len(found)} of the comparisons prompts differ by more than a tenth (on average {where}). Later "
+        "turns hold a side's own answers. Speeds are not to be compared there: longer prompts take more time to read "
+        "and more memory."
+    ]
 
 
 def _tables(report: Report) -> list[tuple[Sequence[str], list[list[str]]]]:

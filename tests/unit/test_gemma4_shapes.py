@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
+import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
@@ -28,6 +30,11 @@ def test_words_are_tokens_and_what_dummies_answer_has_a_text(tmp_path: Path) -> 
     for answered in (0, 4):
         assert tokenizer(tokenizer.decode([answered] * 50))["input_ids"] == [answered] * 50
         assert texts[answered].strip().isalpha()
+    # so it is whatever a drafter without weights drafts
+    ids = random.Random(0).choices(range(len(CONTROL_TOKENS), 20000), k=2000)
+    assert len(tokenizer(tokenizer.decode(ids))["input_ids"]) == pytest.approx(len(ids), rel=0.1)
+    meaningless = list(range(15000, 20000))
+    assert tokenizer(tokenizer.decode(meaningless))["input_ids"] == meaningless
     # a stream withholds the bytes of a longer character until it is whole: those are few
     assert sum(text.endswith("\ufffd") for text in texts) < 200
 

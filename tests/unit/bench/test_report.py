@@ -78,6 +78,22 @@ def test_a_report_tells_where_events_were_read_in_bunches() -> None:
     assert "BUNCHED: in 1 of 4 samples" in markdown(Report(RUN, {"date": "2026-01-01"}, False, "AR", samples), [])
 
 
+def test_a_report_tells_where_sides_had_other_prompts() -> None:
+    def text(ar: int, drafted: int) -> str:
+        samples = [
+            Sample(side, "mt_bench", concurrency, 0, 9.0, [Request(80, 9, 0.5, 8.0), Request(tokens, 9, 0.5, 8.0)])
+            for concurrency in (1, 8)
+            for side, tokens in (("AR", ar), ("K=3", drafted if concurrency == 8 else ar))
+        ]
+        return markdown(Report(RUN, {"date": "2026-01-01"}, False, "AR", samples), [])
+
+    assert "UNEQUAL" not in text(120, 138)
+    assert "UNEQUAL" not in text(120, 102)
+    for drafted in (160, 60):
+        assert "UNEQUAL: in 1 of the comparisons prompts differ by more than a tenth" in text(120, drafted)
+    assert "(on average 220 tokens for K=3 and 100 for AR, mt_bench, 8 at once)" in text(120, 360)
+
+
 def test_a_report_leaves_out_times_that_streams_did_not_show(tmp_path: Path) -> None:
     samples = [
         Sample(side, "random", 8, 0, seconds, [Request(10, 101, None, seconds)])
