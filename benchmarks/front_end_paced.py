@@ -1,7 +1,7 @@
 """`dflash-serve bench overhead` on a machine without a GPU, at the pace of one.
 
     python -m benchmarks.front_end_paced --out FOLDER/NAME [--rounds 3] [--sides vllm,plain,up] [--busy-prefill]
-        [--engine-steps] [--together]
+        [--engine-steps] [--interleave]
 
 The engine is vLLM's but for the model, whose steps take what Gemma-4-31B's without a drafter take on an H200
 (`benchmarks.paced_engine`) and leave the CPU to the rest. Gemma-4's parsers are on, as in its profile. With
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32, help="requests of a concurrency, at least")
     parser.add_argument("--spread", type=float, default=0.5, help="0: answers of one length, in bursts")
     parser.add_argument("--busy-prefill", action="store_true", help="reading a prompt keeps the CPU busy")
-    parser.add_argument("--together", action="store_true", help="see `bench overhead`")
+    parser.add_argument("--interleave", action="store_true", help="as `bench overhead` has it")
     parser.add_argument("--engine-steps", action="store_true", help="where the engines' time goes, too: NAME-steps")
     options = parser.parse_args()
     concurrency = options.concurrency or ("1" if options.busy_prefill else CONCURRENCY)
@@ -61,7 +61,7 @@ def main() -> None:
         command = [*COMMAND, "bench", "overhead", "--settings", str(settings), "--max-tokens", "64"]
         command += ["--sides", options.sides, "--concurrency", concurrency, "--samples", str(options.samples)]
         command += ["--rounds", str(options.rounds), "--spread", str(options.spread), "--out", str(out)]
-        command += ["--together"] if options.together else []
+        command += ["--interleave"] if options.interleave else []
         variables = {
             "PYTHONPATH": python_path(folder, "paced-engine", "0", PLATFORM),
             engine_steps.VARIABLE: str(steps),

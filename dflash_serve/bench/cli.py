@@ -139,11 +139,12 @@ def overhead(
     rounds: Rounds = 3,
     settings: SettingsFile = None,
     sides: Annotated[str, typer.Option(help="Which of vllm (`vllm serve`), plain and up.")] = "vllm,plain,up",
-    together: Annotated[
+    interleave: Annotated[
         bool,
         typer.Option(
-            "--together",
-            help="Start each side once; they take turns, the others suspended. The device has to hold them all.",
+            "--interleave",
+            help="Start each side once and measure them in turns of one concurrency's requests, the others "
+            "suspended; the device has to hold them all.",
         ),
     ] = False,
     synthetic: Annotated[
@@ -179,11 +180,13 @@ def overhead(
         "requests": f"{words} random words, {front_end.lengths(max_tokens, spread)} tokens; {per_stream} a stream, at "
         f"least {samples}; {rounds} round(s)",
     }
-    described |= {"sides": "all there at once, in turn, the others suspended"} if together else {}
+    described |= (
+        {"sides": "interleaved: all started once, measured in turns, the others suspended"} if interleave else {}
+    )
     described |= {} if drafts else {"drafter": "none"}
     described |= {"forced acceptance": FORCED} if synthetic and drafts else {}
     empty = Report(OVERHEAD, about(servers_here=True, **described), synthetic, front_end.VLLM, [])
-    _measure(stages, load, rounds, empty, out, together=together)
+    _measure(stages, load, rounds, empty, out, interleave=interleave)
 
 
 @app.command()
@@ -204,7 +207,7 @@ def report(
 
 
 def _measure(
-    stages: Sequence[Stage], load: Load, rounds: int, empty: Report, out: Path, *, together: bool = False
+    stages: Sequence[Stage], load: Load, rounds: int, empty: Report, out: Path, *, interleave: bool = False
 ) -> None:
     """Runs, fills the report and writes it, also of a run that is cut short. Exits with 1 when anything failed."""
     from dflash_serve.bench.client import EndpointError
@@ -228,7 +231,7 @@ def _measure(
 
     try:
         with View(make_console(), empty.baseline) as view:
-            asyncio.run(run_stages(stages, load, rounds, view, measured, keep, together=together))
+            asyncio.run(run_stages(stages, load, rounds, view, measured, keep, interleave=interleave))
     except (EndpointError, ServerError) as error:
         problem = str(error)
     except KeyboardInterrupt:

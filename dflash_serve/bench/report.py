@@ -245,25 +245,29 @@ def _notes(report: Report) -> list[str]:
 
 
 def _unequal_prompts(report: Report) -> list[str]:
-    """Later turns hold the answers before them, each side its own."""
+    """Later turns hold the answers before them, each side its own. Where a request failed, turns are missing."""
     lengths: dict[tuple[str, int, str], list[int]] = {}
     for sample in report.samples:
-        prompts = lengths.setdefault((sample.task, sample.concurrency, sample.side), [])
-        prompts += [request.prompt_tokens for request in sample.good]
-    means = {cell: statistics.mean(prompts) for cell, prompts in lengths.items() if prompts}
-    found = []
+        if len(sample.good) == len(sample.requests):
+            prompts = lengths.setdefault((sample.task, sample.concurrency, sample.side), [])
+            prompts += [request.prompt_tokens for request in sample.good]
+    means = {cell: statistics.mean(prompts) for cell, prompts in lengths.items()}
+    compared = {}
     for (task, concurrency, side), own in means.items():
         base = means.get((task, concurrency, report.baseline))
-        if base and abs(own / base - 1) > UNEQUAL:
-            where = f"{own:.0f} tokens for {side} and {base:.0f} for {report.baseline}, {task}, {concurrency} at once"
-            found.append((abs(own / base - 1), where))
-    if not found:
+        # an API without usage says 0
+        if side != report.baseline and base and own:
+            words = (
+                f"{own:.0f} tokens for {side} and {base:.0f} for {report.baseline} on average, {task}, {concurrency}"
+            )
+            compared[f"{words} at once"] = abs(own / base - 1)
+    unequal = {words: share for words, share in compared.items() if share > UNEQUAL}
+    if not unequal:
         return []
-    _, where = max(found)
     return [
-        f"UNEQUAL: in {len(found)} of the comparisons prompts differ by more than a tenth (on average {where}). Later "
-        "turns hold a side's own answers. Speeds are not to be compared there: longer prompts take more time to read "
-        "and more memory."
+        f"UNEQUAL: in {len(unequal)} of {len(compared)} comparisons prompts differ by more than a tenth; the most: "
+        f"{max(unequal, key=lambda words: unequal[words])}. Later turns hold a side's own answers. Speeds are not to "
+        "be compared there: longer prompts take more time to read and more memory."
     ]
 
 

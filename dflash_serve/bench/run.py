@@ -34,7 +34,7 @@ PROFILE_MEND = "--settings: name a `profile` in it"
 
 Tasks = Mapping[str, list[Conversation]]
 Start = Callable[[Path], contextlib.AbstractContextManager[Server]]
-Side = TypeVar("Side")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def synthetic_options(task: str, draft_tokens: int) -> dict[str, Any]:
     return {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": rates}
 
 
-def ordered(sides: Sequence[Side], number: int) -> list[Side]:
+def ordered(sides: Sequence[T], number: int) -> list[T]:
     """Every second round from the last to the first, so that a drift of the machine favours no side."""
     return list(sides) if number % 2 == 0 else list(reversed(sides))
 
@@ -190,32 +190,36 @@ async def run(
     samples: list[Sample],
     keep: Callable[[], None],
     *,
-    together: bool = False,
+    interleave: bool = False,
 ) -> None:
     """Puts each cell into `samples` when it is measured and calls `keep`, so that a run cut short leaves what it found.
 
     Args:
-        together: Start every side once, before the first round, and suspend those that are not measured: a cell of one
-            side and the same of the next are seconds apart. Sides that are `endpoint`s are not suspended.
+        interleave: Start every side once, before the first round, and suspend those that are not measured: a cell of
+            one side and the same of the next are seconds apart.
 
     Raises EndpointError or ServerError.
     """
     view.total(rounds * sum(load.conversations(stage) for stage in stages))
-    book = _Book(load, view, samples, keep)
-    if not together:
+    measuring = _Measuring(load, view, samples, keep)
+    if not interleave:
         for number in range(rounds):
             for stage in ordered(stages, number):
                 with _started(stage, load, view) as side:
-                    await book.fill(side, load.concurrencies, number)
+                    await measuring.cells(side, load.concurrencies, number)
         return
     with contextlib.ExitStack() as stack:
-        sides = [stack.enter_context(_started(stage, load, view)) for stage in stages]
+        sides = []
+        for stage in stages:
+            sides.append(stack.enter_context(_started(stage, load, view)))
+            # an interrupt meanwhile is raised here
+            await asyncio.sleep(0)
         for number in range(rounds):
             for concurrency in load.concurrencies:
                 for side in ordered(sides, number):
-                    with _alone(side, sides):
+                    with _others_suspended(side, sides):
                         await asyncio.sleep(SETTLE_SECONDS)
-                        await book.fill(side, (concurrency,), number)
+                        await measuring.cells(side, (concurrency,), number)
 
 
 @dataclass(frozen=True)
@@ -228,15 +232,15 @@ class _Side:
 
 
 @dataclass(frozen=True)
-class _Book:
-    """Takes the samples, and tells of them."""
+class _Measuring:
+    """Takes samples, and tells of them."""
 
     load: Load
     view: View
     samples: list[Sample]
     keep: Callable[[], None]
 
-    async def fill(self, side: _Side, concurrencies: Sequence[int], number: int) -> None:
+    async def cells(self, side: _Side, concurrencies: Sequence[int], number: int) -> None:
         """All tasks of a side at each concurrency."""
         stage, load, server = side.stage, self.load, side.server
         async with session() as http:
@@ -264,8 +268,7 @@ class _Book:
 
 
 @contextlib.contextmanager
-def _alone(side: _Side, sides: Sequence[_Side]) -> Iterator[None]:
-    """The servers of the other `sides` are suspended."""
+def _others_suspended(side: _Side, sides: Sequence[_Side]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for other in sides:
             if other is not side and other.server is not None:

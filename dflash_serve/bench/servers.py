@@ -37,7 +37,7 @@ COMMAND = (sys.executable, "-c", "from dflash_serve.cli import main; main()")
 
 
 class ServerError(RuntimeError):
-    """A server did not start or did not stop as it should; the text ends with its log's end."""
+    """A server did not start or stop as it should (the text ends with its log's end), or cannot be suspended."""
 
 
 @dataclass
@@ -94,29 +94,27 @@ def suspended(pid: int) -> Iterator[None]:
     found = family(pid)
     if os.getpid() in {process.pid for process in found}:
         raise ServerError(f"{pid} is of our own family: it is not a server")
-    stopped: list[psutil.Process] = []
     try:
         for process in found:
             with contextlib.suppress(psutil.Error):
                 process.suspend()
-                stopped.append(process)
-        _wait_until_suspended(stopped)
+        _wait_until_suspended(found)
         yield
     finally:
-        for process in stopped:
+        for process in found:
             with contextlib.suppress(psutil.Error):
                 process.resume()
 
 
 def _wait_until_suspended(processes: list[psutil.Process]) -> None:
     deadline = time.monotonic() + SUSPEND_SECONDS
-    while left := [process for process in processes if not _stands_still(process)]:
+    while left := [process for process in processes if not _is_suspended(process)]:
         if time.monotonic() > deadline:
-            raise ServerError(f"not stopped after {SUSPEND_SECONDS:.0f} s: {left}")
+            raise ServerError(f"not suspended after {SUSPEND_SECONDS:.0f} s: {left}")
         time.sleep(0.01)
 
 
-def _stands_still(process: psutil.Process) -> bool:
+def _is_suspended(process: psutil.Process) -> bool:
     try:
         return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

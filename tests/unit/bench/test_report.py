@@ -79,19 +79,26 @@ def test_a_report_tells_where_events_were_read_in_bunches() -> None:
 
 
 def test_a_report_tells_where_sides_had_other_prompts() -> None:
-    def text(ar: int, drafted: int) -> str:
+    def text(*second_turns: int, error: str | None = None) -> str:
+        """Of K=3, prompt tokens at 1 and at 8 requests; AR has 120."""
         samples = [
-            Sample(side, "mt_bench", concurrency, 0, 9.0, [Request(80, 9, 0.5, 8.0), Request(tokens, 9, 0.5, 8.0)])
-            for concurrency in (1, 8)
-            for side, tokens in (("AR", ar), ("K=3", drafted if concurrency == 8 else ar))
+            Sample("K=3" if drafted else "AR", "mt_bench", concurrency, 0, 9.0, [Request(80, 9, 0.5, 8.0), second])
+            for concurrency, tokens in zip((1, 8), second_turns, strict=True)
+            for drafted in (False, True)
+            for second in [Request(tokens if drafted else 120, 9, 0.5, 8.0, error if drafted else None)]
         ]
         return markdown(Report(RUN, {"date": "2026-01-01"}, False, "AR", samples), [])
 
-    assert "UNEQUAL" not in text(120, 138)
-    assert "UNEQUAL" not in text(120, 102)
-    for drafted in (160, 60):
-        assert "UNEQUAL: in 1 of the comparisons prompts differ by more than a tenth" in text(120, drafted)
-    assert "(on average 220 tokens for K=3 and 100 for AR, mt_bench, 8 at once)" in text(120, 360)
+    assert "UNEQUAL" not in text(138, 102)
+    assert "UNEQUAL: in 1 of 2 comparisons prompts differ by more than a tenth" in text(120, 160)
+    assert "in 1 of 2 comparisons" in text(60, 120)
+    most = "the most: 220 tokens for K=3 and 100 for AR on average, mt_bench, 1 at once. "
+    assert most in text(360, 160)
+    # the turn that would have been long is missing
+    assert "UNEQUAL" not in text(360, 160, error="it fell over")
+    # no usage
+    samples = [Sample(side, "t", 1, 0, 9.0, [Request(n, 9, 0.5, 8.0)]) for side, n in (("AR", 80), ("K=3", 0))]
+    assert "UNEQUAL" not in markdown(Report(RUN, {"date": "2026-01-01"}, False, "AR", samples), [])
 
 
 def test_a_report_leaves_out_times_that_streams_did_not_show(tmp_path: Path) -> None:
@@ -132,11 +139,15 @@ def test_what_cannot_be_done_is_said_before_anything_starts(arguments: list[str]
 
 
 @pytest.mark.parametrize(
-    ("command", "sides"),
-    [(["run", "--pair", "--sides", "ar,k=3"], ("AR", "K=3")), (["overhead"], ("vllm serve", "up"))],
+    ("command", "sides", "cells"),
+    [
+        (["run", "--pair", "--sides", "ar,k=3"], ("AR", "K=3"), 2),
+        (["overhead"], ("vllm serve", "up"), 2),
+        (["overhead", "--interleave"], ("vllm serve", "up"), 1),
+    ],
 )
 def test_what_was_measured_is_kept_while_the_next_is(
-    command: list[str], sides: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: list[str], sides: tuple[str, str], cells: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lest a run that is killed leave nothing."""
     out = tmp_path / "deeper" / "bench"
@@ -144,7 +155,8 @@ def test_what_was_measured_is_kept_while_the_next_is(
 
     @contextlib.contextmanager
     def server(*_: object, **__: object) -> Iterator[Any]:
-        yield SimpleNamespace(url="http://x", start_seconds=1.0, cpu_seconds=None)
+        process = SimpleNamespace(pid=None)
+        yield SimpleNamespace(url="http://x", start_seconds=1.0, cpu_seconds=None, process=process)
 
     async def ready(_: object, endpoint: object, *__: object) -> object:
         return endpoint
@@ -156,6 +168,7 @@ def test_what_was_measured_is_kept_while_the_next_is(
         return next(sample for sample in measured() if sample.side == "AR")
 
     monkeypatch.setattr("dflash_serve.bench.report._gpus", lambda: [])
+    monkeypatch.setattr("dflash_serve.bench.run.suspended", contextlib.nullcontext)
     for name in ("run.dflash_server", "overhead.dflash_server", "overhead.vllm_server"):
         monkeypatch.setattr(f"dflash_serve.bench.{name}", server)
     for name, fake in (("prepare", ready), ("warm_up", ready), ("measure", measure)):
@@ -168,7 +181,8 @@ def test_what_was_measured_is_kept_while_the_next_is(
     assert result.exit_code == 1
     assert "it fell over" in result.output
     (report,) = kept
-    assert len(report.samples) == 2
+    assert len(report.samples) == cells
+    assert ("interleaved" in report.about.get("sides", "")) == ("--interleave" in command)
     assert report.about["not complete"] == "killed, or still at it"
     ended = Report.read(out.with_suffix(".json"))
     assert ended.about == report.about | {"not complete": "it fell over"}

@@ -27,7 +27,7 @@ from dflash_serve.bench.run import (
     speculation_of,
     synthetic_options,
 )
-from dflash_serve.bench.servers import Server, vllm_config
+from dflash_serve.bench.servers import Server, ServerError, vllm_config
 from dflash_serve.hardware import Cluster
 from dflash_serve.settings import resolve
 
@@ -157,10 +157,12 @@ def test_answers_are_all_alike_unless_they_are_to_spread() -> None:
     assert Load({"sample": [["one"]]}, 1, (8,), spread=0.5).bodies("sample", 8) == [{}] * 8
 
 
-def test_sides_that_are_there_together_take_turns_and_the_others_stand_still(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fails_in", [None, 4])
+def test_interleaved_sides_take_turns_while_the_others_are_suspended(
+    fails_in: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     servers: dict[str, psutil.Process] = {}
+    ended: dict[str, str] = {}
     cells: list[tuple[int, int, str]] = []
 
     def start(side: str) -> Any:
@@ -168,9 +170,11 @@ def test_sides_that_are_there_together_take_turns_and_the_others_stand_still(
         def server(_: Path) -> Iterator[Server]:
             with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
                 servers[side] = psutil.Process(process.pid)
-                yield Server(1, process, tmp_path / "log")
-                assert servers[side].status() != psutil.STATUS_STOPPED, "it would not hear that it is to end"
-                process.kill()
+                try:
+                    yield Server(1, process, tmp_path / "log")
+                finally:
+                    ended[side] = servers[side].status()
+                    process.kill()
 
         return server
 
@@ -178,6 +182,8 @@ def test_sides_that_are_there_together_take_turns_and_the_others_stand_still(
         return endpoint
 
     async def measure(*_: object, side: str, concurrency: int, number: int, **__: object) -> Any:
+        if len(cells) == fails_in:
+            raise ServerError("it fell over")
         cells.append((number, concurrency, side))
         still = {name for name, process in servers.items() if process.status() == psutil.STATUS_STOPPED}
         assert still == servers.keys() - {side}
@@ -190,8 +196,12 @@ def test_sides_that_are_there_together_take_turns_and_the_others_stand_still(
     kept: list[Any] = []
     stages = [Stage(side, ("t",), start(side)) for side in ("a", "b", "c")]
     load = Load({"t": [["one"]]}, 1, (1, 8))
-    asyncio.run(run(stages, load, 2, view, kept, lambda: None, together=True))
+    with pytest.raises(ServerError) if fails_in else contextlib.nullcontext():
+        asyncio.run(run(stages, load, 2, view, kept, lambda: None, interleave=True))
     forth, back = ("a", "b", "c"), ("c", "b", "a")
-    assert cells == [(number, n, side) for number, order in enumerate((forth, back)) for n in (1, 8) for side in order]
+    every = [(number, n, side) for number, order in enumerate((forth, back)) for n in (1, 8) for side in order]
+    assert cells == every[:fails_in]
     assert [sample.side for sample in kept] == [side for _, _, side in cells]
-    assert not any(process.is_running() for process in servers.values())
+    # a suspended one would not hear that it is to end
+    assert set(ended) == {"a", "b", "c"}
+    assert psutil.STATUS_STOPPED not in ended.values()
