@@ -201,10 +201,10 @@ def _meaningless() -> Iterator[tuple[str, str]]:
         ((text, _),) = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(chr(code))
         return str(text)
 
-    letters = [[bytes_of(code) for code in codes] for codes in (FIRST_LETTERS, SECOND_LETTERS)]
-    yield from ((letter[0], letter[1]) for letter in itertools.chain(*letters))
-    yield from ((one, other) for one, other in itertools.product(*letters))
-    pairs = [one + other for one, other in itertools.product(*letters)]
+    first, second = ([bytes_of(code) for code in codes] for codes in (FIRST_LETTERS, SECOND_LETTERS))
+    yield from ((letter[0], letter[1]) for letter in first + second)
+    yield from itertools.product(first, second)
+    pairs = [one + other for one, other in itertools.product(first, second)]
     yield from (("\u0120", pair) for pair in pairs)
     yield from (("\u0120" + one, other) for one, other in itertools.product(pairs, pairs))
 

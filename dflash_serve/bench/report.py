@@ -22,7 +22,7 @@ from dflash_serve.bench import card
 from dflash_serve.bench.overhead import MEANING, verdicts
 from dflash_serve.bench.plots import Figure, draw
 from dflash_serve.bench.samples import Sample
-from dflash_serve.bench.summary import Row, summarise
+from dflash_serve.bench.summary import ALL, Row, summarise
 from dflash_serve.bench.table import COLUMNS, cells, figure, spread
 
 RUN, OVERHEAD = "run", "overhead"
@@ -232,7 +232,7 @@ def _notes(report: Report) -> list[str]:
             f"DISTURBED: something else on the machine kept {statistics.mean(others):.1f} cores busy on average, "
             f"{max(others):.1f} in one cell; speeds and times are not those of a machine of one's own."
         )
-    notes += _unequal_prompts(report)
+    notes += _unequal_prompts(rows, report.baseline)
     together = [sample.together for sample in report.samples]
     if many := sum(share > TOGETHER for share in together):
         notes.append(
@@ -244,30 +244,24 @@ def _notes(report: Report) -> list[str]:
     return notes
 
 
-def _unequal_prompts(report: Report) -> list[str]:
+def _unequal_prompts(rows: Sequence[Row], baseline: str) -> list[str]:
     """Later turns hold the answers before them, each side its own. Where a request failed, turns are missing."""
-    lengths: dict[tuple[str, int, str], list[int]] = {}
-    for sample in report.samples:
-        if len(sample.good) == len(sample.requests):
-            prompts = lengths.setdefault((sample.task, sample.concurrency, sample.side), [])
-            prompts += [request.prompt_tokens for request in sample.good]
-    means = {cell: statistics.mean(prompts) for cell, prompts in lengths.items()}
-    compared = {}
-    for (task, concurrency, side), own in means.items():
-        base = means.get((task, concurrency, report.baseline))
-        # an API without usage says 0
-        if side != report.baseline and base and own:
-            words = (
-                f"{own:.0f} tokens for {side} and {base:.0f} for {report.baseline} on average, {task}, {concurrency}"
-            )
-            compared[f"{words} at once"] = abs(own / base - 1)
-    unequal = {words: share for words, share in compared.items() if share > UNEQUAL}
+    whole = [row for row in rows if row.prompt_tokens and not row.failed and row.task != ALL]
+    bases = {(row.task, row.concurrency): row for row in whole if row.side == baseline}
+    compared = [
+        (abs(row.prompt_tokens / base.prompt_tokens - 1), row, base)
+        for row in whole
+        if row.side != baseline and (base := bases.get((row.task, row.concurrency)))
+    ]
+    unequal = sum(share > UNEQUAL for share, *_ in compared)
     if not unequal:
         return []
+    _, row, base = max(compared, key=lambda one: one[0])
     return [
-        f"UNEQUAL: in {len(unequal)} of {len(compared)} comparisons prompts differ by more than a tenth; the most: "
-        f"{max(unequal, key=lambda words: unequal[words])}. Later turns hold a side's own answers. Speeds are not to "
-        "be compared there: longer prompts take more time to read and more memory."
+        f"UNEQUAL: in {unequal} of {len(compared)} comparisons prompts differ by more than a tenth; the most: "
+        f"{row.prompt_tokens:.0f} tokens for {row.side} and {base.prompt_tokens:.0f} for {baseline} on average, "
+        f"{row.task}, {row.concurrency} at once. Later turns hold a side's own answers. Speeds are not to be compared "
+        "there: longer prompts take more time to read and more memory."
     ]
 
 

@@ -73,6 +73,8 @@ class Row:
     added_gap_ms: Spread | None
     requests: int
     failed: int
+    prompt_tokens: float
+    """Of a request, on average; 0 from an API without usage."""
     completion_tokens: int
     client_cpu_share: float
     server_cpu_ms_per_token: float | None
@@ -139,6 +141,7 @@ def _row(concurrency: int, task: str, side: str, samples: list[Sample], base: li
         added_gap_ms=_added(_by_round(samples, _median_gap_ms), _by_round(base, _median_gap_ms)),
         requests=sum(len(s.requests) for s in samples),
         failed=sum(len(s.requests) for s in samples) - len(good),
+        prompt_tokens=statistics.mean(request.prompt_tokens for request in good) if good else 0.0,
         completion_tokens=tokens,
         client_cpu_share=max(s.client_cpu_share for s in samples),
         server_cpu_ms_per_token=1000 * sum(server) / tokens if server and tokens else None,
